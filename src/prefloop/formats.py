@@ -1,0 +1,391 @@
+"""Rows of the known data sets, in one shape.
+
+A row of any format becomes an `Example`: the turns before the answers, the answers, and what the row says
+about them. Formats are recognised by their fields. Knows nothing about files: the caller names the row.
+"""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from prefloop.config import DataFormat
+from prefloop.records import Message, Role
+
+Row = Mapping[str, object]
+Turns = tuple[Message, ...]
+
+SIGNATURES: tuple[tuple[DataFormat, frozenset[str]], ...] = (
+    ("ultrafeedback", frozenset({"chosen", "rejected", "score_chosen", "score_rejected"})),
+    ("preference", frozenset({"chosen", "rejected"})),
+    ("unpaired", frozenset({"prompt", "completion", "label"})),
+    ("prompt_completion", frozenset({"prompt", "completion"})),
+    ("prompt_completion", frozenset({"question", "answer"})),
+    ("online_rlhf", frozenset({"prompt", "responses", "rewards"})),
+    ("online_rlhf", frozenset({"context_messages"})),
+    ("groups", frozenset({"prompt", "responses"})),
+    ("groups", frozenset({"prompt", "ranked_responses"})),
+    ("groups", frozenset({"messages", "ranked_responses"})),
+    ("groups", frozenset({"prompt", "completions"})),
+    ("ultrafeedback", frozenset({"instruction", "completions"})),
+    ("alpaca", frozenset({"instruction"})),
+    ("prompt", frozenset({"prompt"})),
+    ("prompt", frozenset({"question"})),
+    ("sharegpt", frozenset({"conversations"})),
+    ("messages", frozenset({"messages"})),
+    ("text", frozenset({"text"})),
+)
+"""Fields that give a format away, most telling first."""
+PROMPT_FIELDS = ("prompt", "context_messages", "messages", "question")
+COMPLETIONS_FIELDS = ("responses", "ranked_responses", "completions")
+SHAREGPT_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant"}
+ROLES: dict[str, Role] = {role: role for role in get_args(Role)}
+HH_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")
+"""Start of a turn in an HH-RLHF transcript."""
+HH_ANSWER = "\n\nAssistant:"
+GSM8K_MARK = "####"
+"""What comes before the final answer in a GSM8K solution."""
+
+
+class BadRowError(Exception):
+    """A row that cannot be used: an error, or dropped and counted under a short reason."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class DroppedRowError(Exception):
+    """A row that is in order but of no use: always dropped and counted."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row in one shape, whatever its format was."""
+
+    turns: Turns
+    """Everything before the completions; the whole conversation where the format sets no answer apart."""
+    completions: tuple[str, ...] = ()
+    scores: tuple[float | None, ...] = ()
+    """One a completion, where the row has scores; None is not judged."""
+    ranked: bool = False
+    """Whether the completions are in order of preference, best first."""
+    margin: float = 1.0
+    """Of the first completion over the last, where they are ranked; 1 is a certain comparison."""
+    answer: str | None = None
+    """The reference answer."""
+    desirable: bool = True
+    """False where the row labels its completion as bad."""
+
+
+def detect(row: Row, readable: Collection[DataFormat]) -> DataFormat | None:
+    """The format that the row's fields give away, one of the readable where several fit; None for none."""
+    present = {name for name, value in row.items() if value is not None}
+    fitting: list[DataFormat] = [format for format, fields in SIGNATURES if fields <= present]
+    if "preference" in fitting and _is_transcript(row["chosen"]):
+        fitting.insert(0, "hh")
+    usable: list[DataFormat] = [format for format in fitting if format in readable]
+    return (usable or fitting or [None])[0]
+
+
+def parse(row: Row, format: DataFormat) -> Example:
+    """The row as an example. Raises BadRowError and DroppedRowError."""
+    match format:
+        case "prompt":
+            return Example(_prompt(row), answer=_reference_answer(row))
+        case "prompt_completion" | "unpaired":
+            return _prompt_completion(row)
+        case "preference":
+            return _preference(row)
+        case "messages":
+            return Example(_turns(row, "messages"), answer=_reference_answer(row))
+        case "sharegpt":
+            return Example(_turns(row, "conversations", ROLES | SHAREGPT_ROLES))
+        case "hh":
+            return _hh(row)
+        case "ultrafeedback":
+            return _ultrafeedback(row)
+        case "online_rlhf" | "groups":
+            return _group(row)
+        case "alpaca":
+            return _alpaca(row)
+        case "text":
+            return Example((), (_text(_field(row, "text"), "text"),))
+        case "auto":
+            raise ValueError("the format of the row must be known")
+
+
+def check_turns(turns: Turns) -> None:
+    """Raises BadRowError unless user and assistant take turns, user first, after an optional system turn."""
+    talk = turns[1:] if turns and turns[0].role == "system" else turns
+    if not talk:
+        raise BadRowError("empty_prompt", "no user turn; a prompt needs one")
+    for place, turn in enumerate(talk):
+        expected = ("user", "assistant")[place % 2]
+        number = place + 1 + len(turns) - len(talk)
+        if turn.role != expected:
+            raise BadRowError(
+                "not_alternating",
+                f"turn {number} is the {turn.role}'s, not the {expected}'s; the two must take turns",
+            )
+        if not turn.content.strip() and place < len(talk) - 1:
+            raise BadRowError("empty_turn", f"turn {number} is empty; every turn needs text")
+
+
+# --- formats ------------------------------------------------------------------------------------------------
+
+
+def _prompt_completion(row: Row) -> Example:
+    name = "answer" if "question" in row and "completion" not in row else "completion"
+    turns, completion = _answered(row, name, _prompt(row))
+    label = _label(row["label"]) if row.get("label") is not None else True
+    return Example(turns, (completion,), answer=_reference_answer(row), desirable=label)
+
+
+def _preference(row: Row) -> Example:
+    prompt = _prompt(row, "prompt") if row.get("prompt") is not None else ()
+    turns, chosen = _answered(row, "chosen", prompt)
+    other_turns, rejected = _answered(row, "rejected", prompt)
+    if turns != other_turns:
+        raise DroppedRowError("unequal_prompts")
+    if not turns:
+        raise _missing(row, "prompt")
+    margin = 1.0
+    if row.get("margin") not in (None, ""):
+        margin = _number(row["margin"], "margin")
+    elif row.get("score_chosen") is not None and row.get("score_rejected") is not None:
+        margin = _number(row["score_chosen"], "score_chosen")
+        margin -= _number(row["score_rejected"], "score_rejected")
+    return Example(turns, (chosen, rejected), ranked=True, margin=margin)
+
+
+def _hh(row: Row) -> Example:
+    chosen, rejected = (_text(_field(row, name), name) for name in ("chosen", "rejected"))
+    if chosen.rpartition(HH_ANSWER)[0] != rejected.rpartition(HH_ANSWER)[0]:
+        raise DroppedRowError("unequal_prompts")
+    *turns, answer = _transcript(chosen, "chosen")
+    *_, other_answer = _transcript(rejected, "rejected")
+    return Example(tuple(turns), (answer.content, other_answer.content), ranked=True)
+
+
+def _is_transcript(value: object) -> bool:
+    return isinstance(value, str) and value.startswith("\n\nHuman:")
+
+
+def _transcript(text: str, name: str) -> Turns:
+    before, *parts = HH_TURN.split(text)
+    speakers = parts[::2]
+    wanted = [("Human", "Assistant")[place % 2] for place in range(len(speakers))]
+    if before or not parts or speakers != wanted or speakers[-1] != "Assistant":
+        raise BadRowError(
+            "not_a_transcript",
+            f"{name} is not a transcript in which Human and Assistant take turns and Assistant comes last; "
+            "fix the row, or skip such rows with bad_rows: drop",
+        )
+    roles: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
+    return tuple(
+        Message(role=roles[who], content=said) for who, said in zip(speakers, parts[1::2], strict=True)
+    )
+
+
+def _ultrafeedback(row: Row) -> Example:
+    if row.get("completions") is None:
+        return _preference(row)
+    turns = (_user(_field(row, "instruction"), "instruction"),)
+    answers = _list(row, "completions")
+    scores = [_ultrafeedback_score(answer, place) for place, answer in enumerate(answers)]
+    return Example(turns, _completion_texts(answers), scores=tuple(scores))
+
+
+def _ultrafeedback_score(answer: object, place: int) -> float | None:
+    """The overall score, or else the mean of the aspects' ratings."""
+    if not isinstance(answer, Mapping):
+        return None
+    if (overall := answer.get("overall_score")) is not None:
+        return _number(overall, f"the overall_score of completion {place}")
+    annotations = answer.get("annotations")
+    aspects = annotations.values() if isinstance(annotations, Mapping) else ()
+    ratings = [aspect.get("Rating") for aspect in aspects if isinstance(aspect, Mapping)]
+    numbers = [_number(one, f"a rating of completion {place}") for one in ratings if one not in (None, "N/A")]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _group(row: Row) -> Example:
+    name = _present(row, COMPLETIONS_FIELDS)
+    prompt = Example(_prompt(row), answer=_reference_answer(row))
+    if name is None and row.get("context_messages") is not None:
+        return prompt
+    name = name or COMPLETIONS_FIELDS[0]
+    texts = _completion_texts(_list(row, name))
+    scores: tuple[float | None, ...] = ()
+    if row.get("rewards") is not None:
+        rewards = _list(row, "rewards")
+        if len(rewards) != len(texts):
+            message = (
+                f"{len(rewards)} scores for {len(texts)} completions; give one each, null for not judged"
+            )
+            raise BadRowError("unequal_lengths", message)
+        scores = tuple(_score(value, place) for place, value in enumerate(rewards))
+    return replace(prompt, completions=texts, scores=scores, ranked=name == "ranked_responses")
+
+
+def _alpaca(row: Row) -> Example:
+    instruction = _text(_field(row, "instruction"), "instruction")
+    if row.get("instances") is not None:  # the data that Alpaca grew out of nests input and output
+        instances = _list(row, "instances")
+        if len(instances) != 1 or not isinstance(instances[0], Mapping):
+            raise BadRowError("wrong_type", f"{len(instances)} instances; write one row for each")
+        row = {**row, **instances[0]}
+    extra = _text(row.get("input") or "", "input")
+    turns = (_user(f"{instruction}\n\n{extra}" if extra.strip() else instruction, "instruction"),)
+    if row.get("output") is None:
+        return Example(turns)
+    return Example(turns, (_text(row["output"], "output"),))
+
+
+# --- fields -------------------------------------------------------------------------------------------------
+
+
+def _missing(row: Row, name: str) -> BadRowError:
+    present = ", ".join(str(one) for one, value in row.items() if value is not None) or "none"
+    return BadRowError(
+        "missing_field",
+        f"no field {name!r}; the row has {present}; rename columns with fields: {{{name}: your column}}",
+    )
+
+
+def _present(row: Row, names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if row.get(name) is not None), None)
+
+
+def _field(row: Row, name: str) -> object:
+    if row.get(name) is None:
+        raise _missing(row, name)
+    return row[name]
+
+
+def _wrong(name: str, value: object, wanted: str) -> BadRowError:
+    return BadRowError("wrong_type", f"{name} is {kind_of(value)}, not {wanted}; fix the row")
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in the words of JSON."""
+    names = {
+        str: "text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+        type(None): "null",
+    }
+    return names.get(type(value), type(value).__name__)
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise _wrong(name, value, "text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadRowError("broken_text", f"{name} holds half a surrogate pair; fix the row") from error
+    return value
+
+
+def _list(row: Row, name: str, wanted: str = "a list") -> list[object]:
+    value = _field(row, name)
+    if not isinstance(value, list | tuple):
+        raise _wrong(name, value, wanted)
+    return list(value)
+
+
+def _number(value: object, name: str) -> float:
+    """A finite number; text is read as one, since tables and UltraFeedback store numbers so."""
+    try:
+        number = float(value) if isinstance(value, int | float | str) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadRowError("bad_score", f"{name} is {value!r}, not a finite number; fix the row")
+    return number
+
+
+def _score(value: object, place: int) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadRowError("bad_score", f"the score of completion {place} is {value!r}; use a number or null")
+    return _number(value, f"the score of completion {place}")
+
+
+def _label(value: object) -> bool:
+    labels = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+    if (label := labels.get(str(value).strip().lower())) is None:
+        raise _wrong("label", value, "true or false")
+    return label
+
+
+def _reference_answer(row: Row) -> str | None:
+    """The field `answer`; of a worked solution only what follows its mark."""
+    prompt = row.get("prompt")
+    value = prompt.get("answer") if isinstance(prompt, Mapping) else row.get("answer")
+    if value is None:
+        return None
+    text = str(value) if isinstance(value, int | float) else _text(value, "answer")
+    return text.rpartition(GSM8K_MARK)[2].strip()
+
+
+def _user(value: object, name: str) -> Message:
+    return Message(role="user", content=_text(value, name))
+
+
+def _prompt(row: Row, name: str | None = None) -> Turns:
+    name = name or _present(row, PROMPT_FIELDS) or PROMPT_FIELDS[0]
+    value = _field(row, name)
+    if isinstance(value, Mapping):  # a prompt as prefloop writes it
+        return _turns(value, "messages")
+    return (_user(value, name),) if isinstance(value, str) else _turns(row, name)
+
+
+def _answered(row: Row, name: str, prompt: Turns) -> tuple[Turns, str]:
+    """The turns before an answer, and the answer: text, or turns that follow the prompt or repeat it."""
+    value = _field(row, name)
+    if isinstance(value, Mapping):  # a completion as prefloop writes it
+        return prompt, _text(_field(value, "text"), name)
+    if isinstance(value, str):
+        return prompt, _text(value, name)
+    turns = _turns(row, name)
+    if not turns or turns[-1].role != "assistant":
+        raise BadRowError("no_answer", f"{name} does not end with an assistant turn; it must")
+    if turns[0].role == "assistant":
+        return (*prompt, *turns[:-1]), turns[-1].content
+    if any(turn not in turns[:-1] for turn in prompt):
+        raise DroppedRowError("unequal_prompts")
+    return turns[:-1], turns[-1].content
+
+
+def _turns(row: Row, name: str, roles: Mapping[str, Role] = ROLES) -> Turns:
+    turns: list[Message] = []
+    for number, turn in enumerate(_list(row, name, "text or a list of turns"), 1):
+        if not isinstance(turn, Mapping):
+            raise _wrong(f"{name}, turn {number},", turn, "an object with role and content")
+        role = turn.get("role", turn.get("from"))
+        if not isinstance(role, str) or role not in roles:
+            raise BadRowError("unknown_role", f"{name}, turn {number}: role {role!r}; use {', '.join(roles)}")
+        content = turn.get("content", turn.get("value"))
+        turns.append(Message(role=roles[role], content=_text(content, f"{name}, turn {number}: content")))
+    return tuple(turns)
+
+
+def _completion_texts(answers: list[object]) -> tuple[str, ...]:
+    texts: list[str] = []
+    for place, answer in enumerate(answers):
+        if isinstance(answer, Mapping):
+            answer = answer.get("response", answer.get("text"))
+        texts.append(_text(answer, f"completion {place}"))
+    return tuple(texts)

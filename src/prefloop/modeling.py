@@ -1,0 +1,353 @@
+"""Policies, references and reward models as ordinary transformers folders, and their log-probabilities and scores.
+
+Everything that loads, makes or saves a model is here. A saved folder carries its chat template, terminator and pad token,
+so that `AutoModelForCausalLM.from_pretrained` and inference servers open it as it is. Knows nothing about training.
+"""
+
+import contextlib
+import ctypes
+import logging
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from prefloop.batches import (
+    Batch,
+    Codec,
+    Row,
+    check_tokenizer_has_distinct_pad,
+    collate,
+    microbatches,
+    resolve_template,
+)
+from prefloop.config import ModelSection, RuntimeSection
+from prefloop.interfaces import InputError, Unavailable
+
+transformers_logging.disable_progress_bar()
+Dtype = Literal["float32", "bfloat16"]
+logger = logging.getLogger(__name__)
+
+PAD = "<|pad|>"
+TINY_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}<|tale|>{{ message['content'] }}{{ eos_token }}"
+    "{% else %}<|user|>{{ message['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|tale|>{% endif %}"
+)
+TINY_VOCABULARY = 1024
+TINY_SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Parameters of glibc's mallopt."""
+
+
+def device_of(runtime: RuntimeSection) -> torch.device:
+    """The device models run on. Raises InputError when it is asked for but missing."""
+    if runtime.device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[runtime.device]:
+        raise InputError(
+            f"runtime.device = {runtime.device}: no such device here; `prefloop doctor` shows what there is"
+        )
+    return torch.device(runtime.device)
+
+
+def on_device(model: PreTrainedModel, runtime: RuntimeSection) -> PreTrainedModel:
+    """The model, moved to the device it runs on."""
+    nn.Module.to(model, device_of(runtime))
+    return model
+
+
+def settle(runtime: RuntimeSection) -> None:
+    """Fits torch to this machine: threads as asked, and freed memory kept for reuse on a CPU."""
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    if platform.system() == "Linux" and device_of(runtime).type == "cpu":
+        with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to tune
+            libc = ctypes.CDLL("libc.so.6")
+            # large tensors come and go every step; returning them to the kernel costs a page fault per 4 KiB
+            libc.mallopt(M_MMAP_MAX, 0)
+            libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+@contextlib.contextmanager
+def _readable_errors(path: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise InputError(
+            f"{path}: the weights of this {what} cannot be read ({error}); copy or download them again"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if (
+            isinstance(error, OSError)
+            and not Path(path).exists()
+            and "/" in path
+            and not path.startswith((".", "/"))
+        ):
+            raise Unavailable(f"{path}: cannot be fetched as a {what}: {first}") from error
+        raise InputError(f"{path}: not a readable {what}: {first}") from error
+
+
+def check_model_folder(path: str) -> None:
+    """Refuses what cannot be a model before any library is asked. Raises InputError."""
+    folder = Path(path)
+    if folder.is_file():
+        raise InputError(f"{path}: is a file; a model is a folder with config.json, or a hub name")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise InputError(f"{path}: no config.json in this folder, so it is not a transformers model")
+    if not folder.exists() and path.startswith((".", "/", "~")):
+        raise InputError(f"{path}: no such model folder")
+
+
+def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
+    """The tokenizer of a model folder or hub name. Raises InputError or Unavailable."""
+    check_model_folder(path)
+    with _readable_errors(path, "tokenizer"):
+        return AutoTokenizer.from_pretrained(path, revision=revision)
+
+
+def load_codec(path: Path) -> Codec:
+    """The codec of a model folder that prefloop saved."""
+    return Codec(load_tokenizer(str(path)))
+
+
+def load_policy(
+    path: Path | str, runtime: RuntimeSection, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A causal language model with float32 weights, in evaluation mode, on its device."""
+    check_model_folder(str(path))
+    with _readable_errors(str(path), "language model"):
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        _check_architecture(str(path), config, CAUSAL_ENDINGS, "a language model")
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=revision,
+            dtype=torch.float32,
+            attn_implementation=runtime.attention,
+            trust_remote_code=trust_remote_code,
+        )
+    return on_device(model, runtime).eval()
+
+
+def load_reward_model(path: Path | str, runtime: RuntimeSection) -> tuple[PreTrainedModel, Codec]:
+    """A scalar reward model and its codec. Refuses pairwise and multi-objective models, and pad = eos."""
+    check_model_folder(str(path))
+    with _readable_errors(str(path), "reward model"):
+        config = AutoConfig.from_pretrained(path)
+        _check_architecture(str(path), config, REWARD_ENDINGS, "a scalar reward model")
+        if config.num_labels != 1:
+            raise InputError(
+                f"{path}: has {config.num_labels} outputs, so it is a multi-objective or classification model; "
+                "a scalar reward model has one"
+            )
+        tokenizer = load_tokenizer(str(path))
+        check_tokenizer_has_distinct_pad(tokenizer, str(path))
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=torch.float32, attn_implementation=runtime.attention
+        )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return on_device(model, runtime).eval(), Codec(tokenizer)
+
+
+CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+REWARD_ENDINGS = ("ForSequenceClassification",)
+
+
+def _check_architecture(path: str, config: Any, endings: tuple[str, ...], role: str) -> None:
+    architectures = list(config.architectures or [])
+    if architectures and not any(name.endswith(endings) for name in architectures):
+        raise InputError(f"{path}: is {', '.join(architectures)}, not {role} (…{endings[0]})")
+
+
+def make_tiny_model(texts: Sequence[str], folder: Path, *, seed: int) -> None:
+    """A small Llama with random weights and a byte-pair tokenizer learned from `texts`, saved to `folder`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    special = [PAD, "<|bos|>", "<|end|>", "<|user|>", "<|tale|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=TINY_VOCABULARY,  # type: ignore[call-arg]
+        special_tokens=special,  # type: ignore[call-arg]
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # type: ignore[call-arg]
+        show_progress=False,  # type: ignore[call-arg]
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|bos|>",
+        eos_token="<|end|>",
+        pad_token=PAD,
+        additional_special_tokens=["<|user|>", "<|tale|>"],
+    )
+    fast.chat_template = TINY_TEMPLATE
+    config = LlamaConfig(vocab_size=TINY_VOCABULARY, **TINY_SHAPE)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    save_model(model, fast, folder, dtype="float32")
+
+
+def import_model(section: ModelSection, folder: Path, runtime: RuntimeSection) -> dict[str, Any]:
+    """Brings a model folder or hub model into the workspace with its template, terminator and pad token settled.
+
+    Returns what was settled, for the manifest. Raises InputError for a template or terminator that cannot work.
+    """
+    tokenizer = load_tokenizer(section.path, revision=section.revision)
+    template = resolve_template(section.template, tokenizer)
+    if template is not None:
+        tokenizer.chat_template = template
+    former_eos = tokenizer.eos_token
+    if section.terminator != "auto":
+        token_id = tokenizer.convert_tokens_to_ids(section.terminator)
+        if token_id is None or (
+            token_id == tokenizer.unk_token_id and section.terminator != tokenizer.unk_token
+        ):
+            raise InputError(f"model.terminator = {section.terminator!r}: {section.path} has no such token")
+        tokenizer.eos_token = section.terminator
+    model = load_policy(
+        section.path, runtime, revision=section.revision, trust_remote_code=section.trust_remote_code
+    )
+    added = _settle_pad(tokenizer, model, former_eos)
+    Codec(tokenizer)  # checks template, BOS and terminator before anything is spent
+    save_model(model, tokenizer, folder, dtype=section.dtype)
+    return {
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "architecture": type(model).__name__,
+        "terminator": tokenizer.eos_token,
+        "pad": tokenizer.pad_token,
+        "pad_added": added,
+    }
+
+
+def _settle_pad(tokenizer: Any, model: PreTrainedModel, former_eos: str | None) -> bool:
+    """Makes sure that padding is a token of its own that text never holds; returns whether the vocabulary grew."""
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return False
+    reserved = [one for one in tokenizer.get_vocab() if "pad" in one.lower() or "reserved_special" in one]
+    replaced = [one for one in (former_eos, tokenizer.unk_token) if one not in (None, tokenizer.eos_token)]
+    special = set(tokenizer.all_special_tokens)
+    for token in (*sorted(reserved), *replaced):
+        if token in special:
+            tokenizer.pad_token = token
+            return False
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    embeddings: Any = model.get_input_embeddings()
+    if len(tokenizer) <= embeddings.weight.shape[0]:
+        return False
+    model.resize_token_embeddings(len(tokenizer))
+    return True
+
+
+def new_reward_model(trunk: Path | str, runtime: RuntimeSection) -> tuple[PreTrainedModel, Codec]:
+    """A reward model on a language model's trunk: its scalar head starts at zero, so all scores do."""
+    tokenizer = load_tokenizer(str(trunk))
+    if not tokenizer.chat_template or tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        raise InputError(
+            f"{trunk}: reward.start must be `sft` or a model with a chat template and its own pad token"
+        )
+    with _readable_errors(str(trunk), "language model"):
+        model = AutoModelForSequenceClassification.from_pretrained(
+            trunk,
+            num_labels=1,
+            dtype=torch.float32,
+            attn_implementation=runtime.attention,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    nn.init.zeros_(model.get_parameter("score.weight"))
+    return on_device(model, runtime), Codec(tokenizer)
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: Any, folder: Path, *, dtype: Literal["float32", "bfloat16"]
+) -> None:
+    """Saves weights, tokenizer and generation defaults as an ordinary transformers folder."""
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.config.bos_token_id = tokenizer.bos_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if model.can_generate():
+        model.generation_config = GenerationConfig.from_model_config(model.config)
+    nn.Module.to(model, getattr(torch, dtype))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+# --- log-probabilities and scores ------------------------------------------------------------------------------------
+
+
+def token_logps(model: nn.Module, batch: Batch) -> Tensor:
+    """Log-probability of every completion token, float32 [B, T - f + 1] with 0 elsewhere; f = batch.first_target.
+
+    Column j belongs to the token at position f + j; the mask is `completion_mask[:, f:]`.
+    """
+    width = batch.input_ids.shape[1] - batch.first_target
+    logits = model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=width + 1).logits
+    logits = logits[:, :-1].float()  # [B, width, V]; position t predicts token t + 1
+    targets = batch.input_ids[:, batch.first_target :]  # [B, width]
+    logps = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    return logps * batch.completion_mask[:, batch.first_target :]
+
+
+def sequence_scores(model: nn.Module, batch: Batch) -> Tensor:
+    """The reward model's score at the last real token of each row, float32 [B]."""
+    return model(input_ids=batch.input_ids, use_cache=False).logits[:, 0].float()
+
+
+@torch.inference_mode()
+def all_sequence_logps(
+    model: PreTrainedModel, rows: Sequence[Row], *, pad_id: int, runtime: RuntimeSection
+) -> list[float]:
+    """Summed completion log-probabilities of each row, in the order given."""
+    results = [0.0] * len(rows)
+    for indices in microbatches(
+        range(len(rows)), lambda i: rows[i].length, max_tokens=runtime.microbatch_tokens
+    ):
+        batch = collate([rows[index] for index in indices], pad_id=pad_id, device=model.device)
+        for index, value in zip(indices, token_logps(model, batch).sum(-1).tolist(), strict=True):
+            results[index] = value
+    return results
+
+
+@torch.inference_mode()
+def all_scores(
+    model: PreTrainedModel, rows: Sequence[Row], *, pad_id: int, runtime: RuntimeSection
+) -> list[float]:
+    """The reward model's score of each row, in the order given."""
+    results = [0.0] * len(rows)
+    for indices in microbatches(
+        range(len(rows)), lambda i: rows[i].length, max_tokens=runtime.microbatch_tokens
+    ):
+        batch = collate([rows[index] for index in indices], pad_id=pad_id, device=model.device)
+        for index, value in zip(indices, sequence_scores(model, batch).tolist(), strict=True):
+            results[index] = value
+    return results

@@ -1,0 +1,305 @@
+"""The loop, and the two ways to walk it: planning it and running it.
+
+`online_loop` is plain Python that hands stages to `do`. A planning `do` only notes their keys; a running `do` builds what
+is missing. So the plan is exact, resume is the same call again, and variants share every artefact they have in common.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefloop import stages
+from prefloop.config import MAIN_ARM, Experiment
+from prefloop.interfaces import InputError, PrefloopError, Progress, no_progress
+from prefloop.store import Artefact, Stage, Workspace, disk_errors, read_json, write_json
+from prefloop.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stage of one arm, in the order of the loop."""
+
+    arm: str
+    iteration: int | None
+    role: str
+    stage: Stage
+    artefact: Artefact
+
+
+@dataclass
+class Planner:
+    """Notes every stage it is given, and computes nothing."""
+
+    workspace: Workspace
+    arm: str = MAIN_ARM
+    iteration: int | None = None
+    entries: list[Entry] = field(default_factory=list)
+
+    def __call__(self, stage: Stage, role: str | None = None) -> Artefact:
+        """The artefact that the stage has, or will have."""
+        artefact = self.workspace.artefact(stage)
+        self.entries.append(Entry(self.arm, self.iteration, role or stage.kind, stage, artefact))
+        return artefact
+
+
+def online_loop(x: Experiment, do: Planner) -> Artefact:
+    """The whole loop of one arm; returns its final policy."""
+    base = do(stages.base_model(x))
+    reference = do(stages.sft(x, base)) if x.sft.data or x.sft.text else base
+    prompts = do(stages.prompts(x)) if x.loop.batches or x.evaluate.num_prompts else None
+    offline = [do(stages.import_pairs(x, x.policy.offline_data, "offline"))] if x.policy.offline_data else []
+    sizes = batch_sizes(x)
+    reward_data: list[Artefact] = []
+    reward = first_reward(x, do, reference, prompts, sizes, reward_data)
+    measured = start = measure(x, do, reference, prompts, reference, reward)
+    policy, collected = reference, []
+    for i in range(max(x.loop.iterations, 1 if offline else 0)):
+        do.iteration = i
+        batches = [b for b in x.loop.batches_of(i) if sizes[1 + b]] if x.loop.batches else []
+        if x.loop.batches and not batches:
+            break  # the label budget is spent
+        new = [collect(x, do, policy, prompts, reward, sizes, b, version=i) for b in batches]
+        collected += new
+        candidate = train(
+            x, do, policy, reference, [*offline, *(collected if x.policy.data == "accumulated" else new)], i
+        )
+        measured = measure(x, do, candidate, prompts, reference, reward, start, measured)
+        reward_data += new
+        if reward is not None and x.reward.model is None and new and x.loop.refreshes_reward_after(i):
+            reward = do(stages.reward_model(x, reference, reward_data))
+        policy = gate(x, do, candidate, policy, prompts, reference, reward)
+    do.iteration = None
+    return policy
+
+
+def first_reward(
+    x: Experiment,
+    do: Planner,
+    policy: Artefact,
+    prompts: Artefact | None,
+    sizes: Sequence[int],
+    pairs: list[Artefact],
+) -> Artefact | None:
+    """The reward model before the loop: brought along, or trained on a file, on first labels, or on both.
+
+    The pairs it was trained on are added to `pairs`, because later reward models learn from them too.
+    """
+    if x.reward.model is not None:
+        return do(stages.import_reward(x, x.reward.model))
+    if x.reward.data is not None:
+        pairs.append(do(stages.import_pairs(x, x.reward.data, "reward_data"), "reward_data"))
+    if sizes[0]:
+        assert prompts is not None, "checked when the experiment was read"
+        drawn = do(stages.draw_prompts(x, prompts, 0, sizes[0]))
+        groups = do(stages.generate(x, policy, drawn, version=0, number=sizes[0]))
+        judgements = do(stages.annotate(x, groups, None, number=sizes[0]))
+        pairs.append(do(stages.select_pairs(x, groups, judgements)))
+    return do(stages.reward_model(x, policy, pairs)) if pairs else None
+
+
+def collect(
+    x: Experiment,
+    do: Planner,
+    policy: Artefact,
+    prompts: Artefact | None,
+    reward: Artefact | None,
+    sizes: Sequence[int],
+    batch: int,
+    *,
+    version: int,
+) -> Artefact:
+    """One label batch: draw, generate, annotate, select."""
+    assert prompts is not None, "checked when the experiment was read"
+    size = sizes[1 + batch]
+    drawn = do(stages.draw_prompts(x, prompts, sizes[0] + batch * x.loop.prompts_per_batch, size))
+    groups = do(stages.generate(x, policy, drawn, version=version, number=size))
+    judgements = do(stages.annotate(x, groups, reward, number=size))
+    return do(stages.select_pairs(x, groups, judgements))
+
+
+def train(
+    x: Experiment,
+    do: Planner,
+    policy: Artefact,
+    reference: Artefact,
+    pairs: Sequence[Artefact],
+    iteration: int,
+) -> Artefact:
+    """The next policy, from the start weights and the reference that the experiment asks for."""
+    start = policy if x.policy.start == "previous" else reference
+    references = {"start": reference, "previous": policy}
+    batches = len(x.loop.batches_of(iteration)) if x.loop.batches else 0
+    return do(
+        stages.train_policy(
+            x, start, references.get(x.policy.reference), pairs, version=iteration, batches=batches
+        )
+    )
+
+
+def measure(
+    x: Experiment,
+    do: Planner,
+    policy: Artefact,
+    prompts: Artefact | None,
+    reference: Artefact,
+    proxy: Artefact | None,
+    start: Artefact | None = None,
+    previous: Artefact | None = None,
+    *,
+    split: str = "evaluation",
+) -> Artefact | None:
+    """Evaluates a policy on held-out prompts, where the experiment has any."""
+    if prompts is None or (split == "evaluation" and not x.evaluate.num_prompts):
+        return None
+    stage = stages.evaluate(
+        x, policy, prompts, split=split, reference=reference, proxy=proxy, start=start, previous=previous
+    )
+    return do(stage, "evaluate" if split == "evaluation" else split)
+
+
+def gate(
+    x: Experiment,
+    do: Planner,
+    candidate: Artefact,
+    policy: Artefact,
+    prompts: Artefact | None,
+    reference: Artefact,
+    reward: Artefact | None,
+) -> Artefact:
+    """The policy to go on with: the candidate, unless the gate sends it back."""
+    if x.loop.gate.metric == "none":
+        return candidate
+    before = measure(x, do, policy, prompts, reference, reward, split="gate")
+    after = measure(x, do, candidate, prompts, reference, reward, previous=before, split="gate")
+    assert after is not None, "the gate has prompts of its own"
+    return do(stages.promote(x, candidate, policy, after))
+
+
+def batch_sizes(x: Experiment) -> list[int]:
+    """Prompts of the first reward model's label batch, then of every label batch, cut to `loop.max_labels`.
+
+    Known before anything runs, so that the budget is part of the plan.
+    """
+    wanted = [x.reward.seed_prompts] + [x.loop.prompts_per_batch] * x.loop.batches
+    if x.loop.max_labels is None:
+        return wanted
+    cost, left, sizes = stages.labels_per_prompt(x), x.loop.max_labels, []
+    for number in wanted:
+        size = min(number, left // cost)
+        left -= size * cost
+        sizes.append(size)
+    if x.reward.seed_prompts and not any(sizes[1:]):
+        raise InputError(
+            f"loop.max_labels = {x.loop.max_labels}: the first reward model alone needs {wanted[0] * cost}, "
+            "so nothing is left for the loop"
+        )
+    return sizes
+
+
+# --- planning and running --------------------------------------------------------------------------------------------
+
+
+def plan(x: Experiment, workspace: Workspace) -> list[Entry]:
+    """Every stage of every arm, in order, without computing anything."""
+    entries: list[Entry] = []
+    for name, variant in {MAIN_ARM: x, **{name: x.arm(name) for name in x.arms}}.items():
+        planner = Planner(workspace, name, entries=entries)
+        online_loop(variant, planner)
+    return entries
+
+
+class Watcher:
+    """Told what a run does; the command line draws it. This one stays silent."""
+
+    def begins(self, entry: Entry, number: int, total: int) -> Progress:
+        """A stage is about to be built; returns where its progress goes."""
+        return no_progress
+
+    def ends(self, entry: Entry, seconds: float, reused: bool) -> None:
+        """A stage is there."""
+
+    def waits(self, entry: Entry) -> None:
+        """Another process is building this stage."""
+
+
+def run(x: Experiment, workspace: Workspace, watcher: Watcher) -> list[Entry]:
+    """Builds whatever is missing, in order. Raises PrefloopError; the next call goes on from there."""
+    workspace.create()
+    entries = plan(x, workspace)
+    write_run(x, workspace, entries)
+    with disk_errors(workspace.root), Tracker(run_folder(workspace, x.name), x) as tracker:
+        seen: set[str] = set()
+        for number, entry in enumerate(entries, 1):
+            reused = entry.artefact.exists
+            started = time.monotonic()
+            if not reused:
+                progress = watcher.begins(entry, number, len(entries))
+                build(workspace, entry, progress, lambda entry=entry: watcher.waits(entry))
+            watcher.ends(entry, time.monotonic() - started, reused)
+            if entry.artefact.name not in seen:
+                tracker.stage(entry.arm, entry.iteration, entry.role, entry.artefact)
+            seen.add(entry.artefact.name)
+    return entries
+
+
+def build(workspace: Workspace, entry: Entry, progress: Progress, on_wait: Callable[[], None]) -> None:
+    """Builds one stage; errors name it."""
+    where = entry.role if entry.iteration is None else f"iteration {entry.iteration + 1}, {entry.role}"
+    try:
+        workspace.build(entry.stage, progress, on_wait)
+    except PrefloopError as error:
+        error.args = (f"{error}\n  (in {where}, artefact {entry.artefact.name})",)
+        raise
+    logger.info("built stage=%s artefact=%s", where, entry.artefact.name)
+
+
+def run_folder(workspace: Workspace, name: str) -> Path:
+    """Where a run keeps its plan, metrics and report."""
+    return workspace.runs / name
+
+
+def write_run(x: Experiment, workspace: Workspace, entries: Sequence[Entry]) -> None:
+    """Writes the run's plan: the experiment and every stage with its key."""
+    folder = run_folder(workspace, x.name)
+    with disk_errors(workspace.root):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(
+            folder / "run.json",
+            {
+                "name": x.name,
+                "experiment": x.model_dump(mode="json"),
+                "entries": [
+                    {
+                        "arm": one.arm,
+                        "iteration": one.iteration,
+                        "role": one.role,
+                        "kind": one.stage.kind,
+                        "key": one.artefact.key,
+                        "work": one.stage.work,
+                    }
+                    for one in entries
+                ],
+            },
+        )
+
+
+def read_run(workspace: Workspace, name: str) -> dict[str, Any]:
+    """A run's plan as it was written. Raises InputError naming the runs there are."""
+    path = run_folder(workspace, name) / "run.json"
+    if not path.is_file():
+        known = sorted(one.parent.name for one in workspace.runs.glob("*/run.json"))
+        raise InputError(
+            f"no run {name!r} in {workspace.root}; there is {', '.join(known) if known else 'none yet'}"
+        )
+    return read_json(path)
+
+
+def run_artefacts(workspace: Workspace, plan: dict[str, Any]) -> list[Artefact]:
+    """The artefacts of a run, published or not, each once, in order."""
+    named = {f"{one['kind']}-{one['key']}": one for one in plan["entries"]}
+    return [Artefact(one["kind"], one["key"], workspace.artefacts / name) for name, one in named.items()]

@@ -1,0 +1,607 @@
+"""The report's figures as SVG that takes its colours from the page, and how numbers are written.
+
+Drawn by hand rather than by a plotting library: the figures follow the reader's light or dark theme, stay
+sharp, weigh little and show exact values when pointed at. Colours are classes (`arm-0` is the main arm
+everywhere). All text is escaped. Knows nothing about files or statistics.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from markupsafe import Markup, escape
+
+if TYPE_CHECKING:  # the report draws itself with this module
+    from prefloop.report import Distribution, Policy, Report, StageRow, Training
+
+LARGE, SMALL = (460, 264), (330, 206)
+"""Widths and heights of charts, two or three in a line of the page."""
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 16, 42
+COLOURS = 6
+"""Arms beyond this many share colours."""
+RIDGE_LABEL, RIDGE_HEIGHT = 104, 34
+NODE_WIDTH, NODE_HEIGHT, NODE_GAP_X, NODE_GAP_Y = 78, 24, 24, 14
+LINEAGE_LABEL = 132
+
+
+# --- numbers ----------------------------------------------------------------------------------------------
+
+NOTHING = "–"
+
+
+def fixed(value: float, places: int, *, sign: bool = False) -> str:
+    """A number with so many decimals, a real minus, and on request a plus."""
+    return f"{value:{'+' if sign else ''},.{places}f}".replace("-", "−")
+
+
+def number(value: float | None) -> str:
+    """About three significant digits; whole numbers as they are."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, int):
+        return fixed(value, 0)
+    size = abs(value)
+    if 0 < size < 0.001:
+        return f"{value:.1e}".replace("-", "−")
+    return fixed(value, 0 if size >= 100 else 1 if size >= 10 else 3 if 0 < size < 0.1 else 2)
+
+
+def percent(value: float | None) -> str:
+    """A share, with one decimal."""
+    return NOTHING if value is None else f"{100 * value:.1f}%".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """A time span in the two largest units that matter."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def places_for(width: float | None) -> int:
+    """Decimals that an interval of this width deserves."""
+    if width is None:
+        return 2
+    return next((places for places, limit in enumerate((40, 4, 0.04, 0.004)) if width >= limit), 4)
+
+
+# --- figures ----------------------------------------------------------------------------------------------
+
+
+Style = Literal["solid", "dashed"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One entry of a legend."""
+
+    name: str
+    colour: str
+    style: Style = "solid"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing with its words."""
+
+    title: str
+    caption: str
+    keys: tuple[Key, ...]
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All drawings of a report; None where there is nothing to draw."""
+
+    score: Figure | None
+    optimisation: Figure | None
+    distributions: tuple[Figure, ...]
+    training: tuple[Figure, ...]
+    lineage: Markup | None
+
+
+def figures(report: "Report") -> Figures:
+    """Draws what the report has."""
+    return Figures(
+        score=_score_figure(report),
+        optimisation=_optimisation_figure(report),
+        distributions=tuple(_ridge_figure(report, one) for one in report.distributions),
+        training=tuple(figure for spec in TRAINING_FIGURES if (figure := _training_figure(report, *spec))),
+        lineage=lineage(report.stages, report.arms) if report.stages else None,
+    )
+
+
+def colour(arms: Sequence[str], arm: str) -> str:
+    """The class of an arm's colour."""
+    return f"arm-{arms.index(arm) % COLOURS}" if arm in arms else "start"
+
+
+def _score_figure(report: "Report") -> Figure | None:
+    field = "score" if any(one.score for one in report.policies) else "proxy"
+    start = report.start
+    lines = []
+    for arm in report.arms:
+        chain = [one for one in report.policies if one.arm == arm and one.iteration is not None]
+        points = [
+            _score_point(one, field) for one in ([start] if start else []) + chain if getattr(one, field)
+        ]
+        if any(one.iteration is not None for one in chain if getattr(one, field)):
+            lines.append(Line(arm, colour(report.arms, arm), tuple(points), band=True))
+    if not lines:
+        return None
+    level = f"{100 * report.confidence:g}%"
+    name = report.score_name if field == "score" else "reward model's own score"
+    first = getattr(start, field) if start else None
+    num = next(one.num_prompts for one in report.policies if getattr(one, field))
+    return Figure(
+        f"{name[0].upper()}{name[1:]} by labels spent",
+        f"Mean over n = {num:,} held-out prompts; bands are {level} intervals over prompts (bootstrap). "
+        "Numbers are iterations.",
+        tuple(Key(line.name, line.colour) for line in lines)
+        + ((Key("SFT start", "start", "dashed"),) if first else ()),
+        line_chart(
+            lines,
+            x_label="labels spent",
+            y_label=f"{name}, held-out prompts" if field == "score" else name,
+            rule=first.mean if first else None,
+        ),
+    )
+
+
+def _score_point(policy: "Policy", field: str) -> "Point":
+    value = getattr(policy, field)
+    words = f"{policy.arm}, {policy.name}: {number(value.mean)}"
+    if value.low is not None:
+        words += f", interval {number(value.low)} to {number(value.high)}"
+    label = "" if policy.iteration is None else str(policy.iteration + 1) + (" best" if policy.best else "")
+    note = f"{words}, {policy.labels:,} labels"
+    return Point(
+        policy.labels, value.mean, value.low, value.high, note, label, loose=policy.promoted is False
+    )
+
+
+def _optimisation_figure(report: "Report") -> Figure | None:
+    start = report.start
+    lines = []
+    for arm in report.arms:
+        chain = [
+            one for one in report.policies if one.arm == arm and one.iteration is not None and one.sqrt_kl
+        ]
+        styles: dict[str, Style] = {"score": "solid", "proxy": "dashed"}
+        for name, style in styles.items():
+            unit = getattr(start, f"{name}_deviation") if start else None
+            gains = [(one, gain) for one in chain if (gain := getattr(one, f"{name}_gain_vs_start"))]
+            if unit and gains:
+                points = [Point(0.0, 0.0)]
+                for one, gain in gains:
+                    what = report.score_name if name == "score" else "proxy"
+                    note = (
+                        f"{arm}, {one.name}: {what} {number(gain.mean / unit)} SD, √KL {number(one.sqrt_kl)}"
+                    )
+                    label = str((one.iteration or 0) + 1) if name == "score" else ""
+                    low, high = (None if end is None else end / unit for end in (gain.low, gain.high))
+                    loose = one.promoted is False
+                    points.append(Point(one.sqrt_kl or 0.0, gain.mean / unit, low, high, note, label, loose))
+                words = f"{arm}: {report.score_name if name == 'score' else 'proxy'}"
+                lines.append(
+                    Line(words, colour(report.arms, arm), tuple(points), style=style, band=name == "score")
+                )
+    if not lines:
+        return None
+    return Figure(
+        f"{report.score_name.capitalize()} and proxy by distance from the start",
+        "Paired gain over the start in standard deviations of the start's own scores, so that both fit one "
+        "axis. The proxy is the reward model; where it rises while the score falls, it is over-optimised. "
+        f"n = {start.num_prompts if start else 0:,} prompts; bands are {100 * report.confidence:g}% intervals "
+        "over prompts (bootstrap).",
+        tuple(Key(line.name, line.colour, line.style) for line in lines),
+        line_chart(lines, x_label="√KL(policy ‖ start), √nats", y_label="gain over start, SD", rule=0.0),
+    )
+
+
+def _ridge_figure(report: "Report", distribution: "Distribution") -> Figure:
+    name, unit = (report.score_name, "") if distribution.name == "score" else ("length", "tokens")
+    rows = [
+        Ridge(
+            one.name if one.arm == report.arms[0] else f"{one.arm} {(one.iteration or 0) + 1}",
+            "start" if one.iteration is None else colour(report.arms, one.arm),
+            one.shares,
+            one.mean,
+        )
+        for one in distribution.rows
+    ]
+    return Figure(
+        f"{name.capitalize()} of the evaluation answers",
+        f"Share of answers per bin, n = {max(one.num for one in distribution.rows):,} answers a policy; "
+        "the line is the mean.",
+        (),
+        ridges(rows, distribution.edges, x_label=unit or name),
+    )
+
+
+Field = Literal["loss", "accuracy", "margin", "chosen_logps", "rejected_logps"]
+TRAINING_FIGURES: tuple[tuple[str, str, tuple[str, ...], tuple[Field, ...], float | None], ...] = (
+    ("SFT loss", "loss, nats per token", ("base", "sft"), ("loss",), None),
+    ("Reward-model loss", "loss, nats per pair", ("reward",), ("loss",), None),
+    ("Policy loss", "loss per pair", ("policy",), ("loss",), None),
+    ("Policy pair accuracy", "share ordered right", ("policy",), ("accuracy",), 0.5),
+    ("Policy margin", "implicit reward margin", ("policy",), ("margin",), 0.0),
+    ("Chosen and rejected", "log-probability, nats", ("policy",), ("chosen_logps", "rejected_logps"), None),
+)
+"""Title, y axis, stages, metrics, and the value that means nothing was learned."""
+
+
+def _training_figure(
+    report: "Report",
+    title: str,
+    y_label: str,
+    kinds: tuple[str, ...],
+    fields: tuple[Field, ...],
+    rule: float | None,
+) -> Figure | None:
+    lines: list[Line] = []
+    dividers: set[float] = set()
+    for arm in report.arms:
+        stages = [one for one in report.training if one.kind in kinds and one.arm == arm]
+        for field in fields:
+            points, ends = _joined(stages, field)
+            if points:
+                style = "dashed" if field == "rejected_logps" else "solid"
+                name = f"{arm}: {field.removesuffix('_logps')}" if len(fields) > 1 else arm
+                lines.append(Line(name, colour(report.arms, arm), tuple(points), style=style))
+                dividers.update(ends[:-1] if arm == report.arms[0] else ())
+    if not lines:
+        return None
+    chart = line_chart(
+        lines, x_label="optimiser step", y_label=y_label, rule=rule, dividers=sorted(dividers), size=SMALL
+    )
+    keys = tuple(Key(line.name, line.colour, line.style) for line in lines) if len(lines) > 1 else ()
+    return Figure(title, "", keys, chart)
+
+
+def _joined(stages: Sequence["Training"], field: Field) -> tuple[list["Point"], list[float]]:
+    """The curves of an arm's stages one after the other, and where each ends."""
+    points: list[Point] = []
+    ends: list[float] = []
+    before = 0.0
+    for stage in stages:
+        values = [
+            (point.step, value) for point in stage.points if (value := getattr(point, field)) is not None
+        ]
+        points += [Point(before + step, value) for step, value in values]
+        before += stage.steps
+        if values:
+            ends.append(before)
+    return points, ends
+
+
+# --- line charts ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value; with a note it gets a marker and says the note when pointed at."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+    label: str = ""
+    loose: bool = False
+    """Drawn beside the line instead of on it: a policy that was rolled back."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A series of one colour."""
+
+    name: str
+    colour: str
+    points: tuple[Point, ...]
+    style: Style = "solid"
+    band: bool = False
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The axes of a chart."""
+
+    width: float
+    height: float
+    x: "Scale"
+    y: "Scale"
+    x_ticks: tuple[float, ...]
+    y_ticks: tuple[float, ...]
+
+    @property
+    def right(self) -> float:
+        """Where the axes end."""
+        return self.width - RIGHT
+
+    @property
+    def bottom(self) -> float:
+        """Where the horizontal axis lies."""
+        return self.height - BOTTOM
+
+
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    rule: float | None = None,
+    dividers: Sequence[float] = (),
+    size: tuple[float, float] = LARGE,
+) -> Markup:
+    """Lines from x = 0 with bands and markers; `rule` is a horizontal reference line, `dividers` are vertical."""
+    points = [point for line in lines for point in line.points]
+    ends = [end for point in points for end in (point.y, point.low, point.high) if end is not None]
+    frame = _frame([point.x for point in points], ends + ([] if rule is None else [rule]), size)
+    parts = _axes(frame, x_label, y_label)
+    parts += [_segment("divider", frame.x(at), TOP, frame.x(at), frame.bottom) for at in dividers]
+    if rule is not None:
+        parts.append(_segment("rule", LEFT, frame.y(rule), frame.right, frame.y(rule)))
+    parts += [_band(line, frame) for line in lines if line.band]
+    parts += [_path(line, frame) for line in lines]
+    parts += [_marker(line, point, frame) for line in lines for point in line.points if point.note]
+    return _svg(*size, f"{y_label} by {x_label}", parts)
+
+
+Scale = Callable[[float], float]
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Scale:
+    return lambda value: start + (value - low) / (high - low) * (end - start)
+
+
+def _frame(xs: Sequence[float], ys: Sequence[float], size: tuple[float, float]) -> Frame:
+    width, height = size
+    last = max(xs) * 1.04 or 1.0
+    x_ticks = [value for value in ticks([0.0, last]) if value <= last]
+    y_ticks = ticks(ys)
+    x = _scale(0.0, last, LEFT, width - RIGHT)
+    y = _scale(y_ticks[0], y_ticks[-1], height - BOTTOM, TOP)
+    return Frame(width, height, x, y, tuple(x_ticks), tuple(y_ticks))
+
+
+def ticks(values: Sequence[float], count: int = 5) -> list[float]:
+    """Round numbers that enclose the values, about `count` of them."""
+    low, high = min(values), max(values)
+    if low == high:
+        low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
+    raw = (high - low) / count
+    size = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= raw * 0.999)
+    # the 1e-9 keeps a value that is a tick already from opening another interval
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def _tick_texts(values: Sequence[float]) -> list[str]:
+    step = values[1] - values[0] if len(values) > 1 else values[0]
+    places = next((one for one in range(6) if math.isclose(step, round(step, one), rel_tol=1e-6)), 6)
+    return [fixed(value, places) for value in values]
+
+
+def _axes(frame: Frame, x_label: str, y_label: str) -> list[str]:
+    parts = []
+    for value, text in zip(frame.y_ticks, _tick_texts(frame.y_ticks), strict=True):
+        parts.append(_segment("grid", LEFT, frame.y(value), frame.right, frame.y(value)))
+        parts.append(_text(LEFT - 7, frame.y(value) + 4, text, anchor="end"))
+    for value, text in zip(frame.x_ticks, _tick_texts(frame.x_ticks), strict=True):
+        parts.append(_segment("axis", frame.x(value), frame.bottom, frame.x(value), frame.bottom + 4))
+        parts.append(_text(frame.x(value), frame.bottom + 17, text, anchor="middle"))
+    parts.append(_segment("axis", LEFT, frame.bottom, frame.right, frame.bottom))
+    parts.append(_text((LEFT + frame.right) / 2, frame.height - 6, x_label, anchor="middle", kind="label"))
+    turned = f"translate(12 {(TOP + frame.bottom) / 2:.1f}) rotate(-90)"
+    parts.append(f'<text class="label" text-anchor="middle" transform="{turned}">{escape(y_label)}</text>')
+    return parts
+
+
+def _band(line: Line, frame: Frame) -> str:
+    on_line = [point for point in line.points if not point.loose]
+    upper = [(frame.x(one.x), frame.y(one.y if one.high is None else one.high)) for one in on_line]
+    lower = [(frame.x(one.x), frame.y(one.y if one.low is None else one.low)) for one in on_line]
+    corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in upper + lower[::-1])
+    return f'<polygon class="band {line.colour}" points="{corners}"/>'
+
+
+def _path(line: Line, frame: Frame) -> str:
+    on_line = [point for point in line.points if not point.loose]
+    corners = " ".join(f"{frame.x(point.x):.1f},{frame.y(point.y):.1f}" for point in on_line)
+    return f'<polyline class="line {line.colour} {line.style}" points="{corners}"/>'
+
+
+def _marker(line: Line, point: Point, frame: Frame) -> str:
+    x, y = frame.x(point.x), frame.y(point.y)
+    parts = [f"<g><title>{escape(point.note)}</title>"]
+    if point.low is not None and point.high is not None and line.band:
+        parts.append(_segment(f"whisker {line.colour}", x, frame.y(point.low), x, frame.y(point.high)))
+    hollow = "hollow" if point.loose or line.style == "dashed" else ""
+    parts.append(f'<circle class="marker {line.colour} {hollow}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
+    if point.label:
+        side, anchor = (-8, "end") if x > frame.right - 40 else (7, "start")
+        parts.append(_text(x + side, y - 7, point.label, anchor=anchor, kind="mark"))
+    return "".join([*parts, "</g>"])
+
+
+# --- ridges -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """One histogram among several with the same bins."""
+
+    name: str
+    colour: str
+    shares: tuple[float, ...]
+    mean: float
+
+
+def ridges(rows: Sequence[Ridge], edges: Sequence[float], *, x_label: str) -> Markup:
+    """Histograms one above the other, each with its mean, on one axis and one vertical scale."""
+    height, right = TOP + RIDGE_HEIGHT * len(rows) + BOTTOM, LARGE[0] - 46
+    bottom = height - BOTTOM
+    x = _scale(edges[0], edges[-1], RIDGE_LABEL, right)
+    x_ticks = [value for value in ticks([edges[0], edges[-1]]) if edges[0] <= value <= edges[-1]]
+    parts = []
+    for value, text in zip(x_ticks, _tick_texts(x_ticks), strict=True):
+        parts.append(_segment("grid", x(value), TOP, x(value), bottom + 4))
+        parts.append(_text(x(value), bottom + 17, text, anchor="middle"))
+    unit = (RIDGE_HEIGHT - 5) / max(share for row in rows for share in row.shares)
+    for index, row in enumerate(rows):
+        base = TOP + RIDGE_HEIGHT * (index + 1)
+        steps = (
+            f"L{x(left):.1f} {base - unit * share:.1f}L{x(end):.1f} {base - unit * share:.1f}"
+            for (left, end), share in zip(itertools.pairwise(edges), row.shares, strict=True)
+        )
+        outline = f"M{x(edges[0]):.1f} {base}{''.join(steps)}L{right} {base}Z"
+        parts.append(f'<path class="ridge {row.colour}" d="{outline}"/>')
+        parts.append(_segment("axis", RIDGE_LABEL, base, right, base))
+        parts.append(_segment(f"mean {row.colour}", x(row.mean), base - RIDGE_HEIGHT + 5, x(row.mean), base))
+        parts.append(_text(RIDGE_LABEL - 8, base - 8, row.name, anchor="end", kind="name"))
+        parts.append(_text(LARGE[0] - 4, base - 8, number(row.mean), anchor="end", kind="name"))
+    parts.append(_text((RIDGE_LABEL + right) / 2, height - 6, x_label, anchor="middle", kind="label"))
+    parts.append(_text(LARGE[0] - 4, bottom + 17, "mean", anchor="end"))
+    return _svg(LARGE[0], height, f"histograms of {x_label}", parts)
+
+
+# --- lineage ----------------------------------------------------------------------------------------------
+
+COLUMNS = (
+    "base",
+    "sft",
+    "prompts",
+    "draw",
+    "generate",
+    "annotate",
+    "reward",
+    "select",
+    "policy",
+    "promote",
+    "evaluate",
+)
+HEADINGS = {
+    "generate": "groups",
+    "annotate": "judgements",
+    "select": "pairs",
+    "evaluate": "evaluation",
+    "draw": "prompts drawn",
+}
+FLOW = {
+    ("base", "sft"), ("base", "generate"), ("base", "policy"), ("base", "evaluate"), ("sft", "generate"),
+    ("sft", "reward"), ("sft", "policy"), ("sft", "evaluate"), ("prompts", "draw"), ("prompts", "generate"),
+    ("draw", "generate"), ("generate", "annotate"), ("generate", "select"), ("annotate", "reward"),
+    ("annotate", "select"), ("reward", "annotate"), ("select", "policy"), ("policy", "policy"),
+    ("policy", "generate"), ("policy", "promote"), ("policy", "evaluate"), ("promote", "generate"),
+    ("promote", "policy"),
+}  # fmt: skip
+"""Inputs that are drawn; the tooltip has all, the reference and earlier evaluations too."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """Where an artefact stands in the drawing."""
+
+    stage: "StageRow"
+    x: float
+    y: float
+
+
+def lineage(stages: Sequence["StageRow"], arms: Sequence[str]) -> Markup:
+    """What was made from what: a column per kind, a row per iteration and arm."""
+    unique = list({stage.key: stage for stage in reversed(stages)}.values())[::-1]
+    kinds = [kind for kind in COLUMNS if any(stage.kind == kind for stage in unique)]
+    kinds += sorted({stage.kind for stage in unique} - set(kinds))
+    parts = [
+        _text(
+            _column(kinds, kind) + NODE_WIDTH / 2, 14, HEADINGS.get(kind, kind), anchor="middle", kind="label"
+        )
+        for kind in kinds
+    ]
+    nodes: dict[str, Node] = {}
+    top = 26.0
+    for arm, iteration in dict.fromkeys((stage.arm, stage.iteration) for stage in unique):
+        row = [stage for stage in unique if (stage.arm, stage.iteration) == (arm, iteration)]
+        depth = dict.fromkeys(kinds, 0)
+        for stage in row:
+            at = top + depth[stage.kind] * (NODE_HEIGHT + 4)
+            nodes[stage.key] = Node(stage, _column(kinds, stage.kind), at)
+            depth[stage.kind] += 1
+        name = "before the loop" if iteration is None else f"{arm}, iteration {iteration + 1}"
+        parts.append(_text(0, top + NODE_HEIGHT / 2 + 4, name, kind="name"))
+        top += max(depth.values()) * (NODE_HEIGHT + 4) + NODE_GAP_Y
+    parts += [_edge(nodes[key], node) for node in nodes.values() for key in _drawn_inputs(node, nodes)]
+    parts += [_node(node, nodes, colour(arms, node.stage.arm)) for node in nodes.values()]
+    width = round(_column(kinds, kinds[-1]) + NODE_WIDTH + 4)
+    return _svg(width, round(top), "lineage of the artefacts", parts)
+
+
+def _column(kinds: Sequence[str], kind: str) -> float:
+    return LINEAGE_LABEL + kinds.index(kind) * (NODE_WIDTH + NODE_GAP_X)
+
+
+def _drawn_inputs(node: Node, nodes: dict[str, Node]) -> list[str]:
+    known = [key for key in dict.fromkeys(node.stage.inputs) if key in nodes]
+    kinds = {nodes[key].stage.kind for key in known}
+    # next to a newer policy, the SFT policy is only the reference
+    stale = {"base", "sft"} if "policy" in kinds or "promote" in kinds else set()
+    return [
+        key
+        for key in known
+        if (nodes[key].stage.kind, node.stage.kind) in FLOW and nodes[key].stage.kind not in stale
+    ]
+
+
+def _edge(source: Node, target: Node) -> str:
+    if target.x > source.x:
+        x1, y1 = source.x + NODE_WIDTH, source.y + NODE_HEIGHT / 2
+        x2, y2 = target.x, target.y + NODE_HEIGHT / 2
+        bend = min((x2 - x1) / 2, 40)
+        path = f"M{x1:.0f} {y1:.0f}C{x1 + bend:.0f} {y1:.0f} {x2 - bend:.0f} {y2:.0f} {x2:.0f} {y2:.0f}"
+    else:
+        x1, y1 = source.x + NODE_WIDTH / 2, source.y + NODE_HEIGHT
+        x2, y2 = target.x + NODE_WIDTH / 2, target.y
+        bend = max((y2 - y1) / 2, 6)
+        path = f"M{x1:.0f} {y1:.0f}C{x1:.0f} {y1 + bend:.0f} {x2:.0f} {y2 - bend:.0f} {x2:.0f} {y2:.0f}"
+    return f'<path class="edge" d="{path}"/>'
+
+
+def _node(node: Node, nodes: dict[str, Node], colour_class: str) -> str:
+    stage = node.stage
+    made_from = ", ".join(
+        f"{nodes[key].stage.kind}-{key}" for key in dict.fromkeys(stage.inputs) if key in nodes
+    )
+    words = f"{stage.role} · {stage.kind}-{stage.key}, {stage.status}; from {made_from or 'files alone'}"
+    return (
+        f'<g><title>{escape(words)}</title><rect class="node {colour_class} {stage.status}" x="{node.x:.0f}" '
+        f'y="{node.y:.0f}" width="{NODE_WIDTH}" height="{NODE_HEIGHT}" rx="5"/>'
+        + _text(node.x + NODE_WIDTH / 2, node.y + 16, stage.key[:7], anchor="middle", kind="key")
+        + "</g>"
+    )
+
+
+# --- svg --------------------------------------------------------------------------------------------------
+
+
+def _segment(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "start", kind: str = "tick") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(width: float, height: float, description: str, parts: Sequence[str]) -> Markup:
+    label = escape(description)
+    return Markup(
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    )

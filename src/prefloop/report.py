@@ -1,0 +1,1288 @@
+"""The report of a run: one HTML file that needs nothing else, and the same numbers as JSON.
+
+Reads run.json, manifests and the rows of evaluations, and repeats what the stages measured; the paired
+difference between arms is the one statistic of its own. Works on a run at any stage of completion and says what is
+missing. Knows nothing about torch. The figures are drawn in `plots`, the page is `report.html.jinja`.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import NormalDist, fmean, pstdev
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+import prefloop
+from prefloop import plots
+from prefloop.config import MAIN_ARM
+from prefloop.interfaces import InputError
+from prefloop.plots import duration, fixed, number, percent, places_for
+from prefloop.records import Group
+from prefloop.store import LOGS, MANIFEST, Workspace, read_json, read_records, read_rows, write_json
+
+POWER = 0.8
+"""The smallest visible gain is the one found with this probability."""
+HISTOGRAM_BINS = 24
+CURVE_POINTS = 120
+"""Longer training curves are averaged down to this many points."""
+TRUNCATED_WARNING = 0.2
+REPEATED_WARNING = 0.1
+"""Share of evaluation answers that are one and the same text."""
+REFUSAL_WARNING = 0.05
+LENGTH_WARNING = 1.5
+"""Answers this many times as long as the start's deserve a look."""
+KL_GROWTH_WARNING = 1.25
+"""Growth of the KL divergence in one iteration that should have bought a better score."""
+
+
+# --- types ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its bootstrap interval over prompts; a bare number has no ends."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it has both ends."""
+        return self.low is not None and self.high is not None
+
+    def side_of(self, value: float) -> int:
+        """1 when the whole interval lies above `value`, -1 when below, 0 otherwise or without ends."""
+        if self.low is None or self.high is None:
+            return 0
+        return (self.low > value) - (self.high < value)
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One entry of the run: what was asked for, and what its manifest says if it is there."""
+
+    arm: str
+    iteration: int | None
+    role: str
+    kind: str
+    key: str
+    work: str
+    status: Literal["done", "started", "missing"]
+    shared: bool
+    """Whether another arm uses the same artefact."""
+    rows_in: int
+    rows_out: int
+    dropped: Mapping[str, int]
+    seconds: float
+    inputs: tuple[str, ...]
+    """Keys of the artefacts it was made from."""
+    stats: Mapping[str, Any]
+    """The stage's own figures, as they stand in the manifest."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The start, or what an iteration of an arm produced, with everything measured on it."""
+
+    arm: str
+    iteration: int | None
+    name: str
+    key: str
+    evaluated: bool
+    labels: int
+    """Labels spent on it; the start needed none."""
+    steps: int
+    """Optimiser steps from the start to here."""
+    num_prompts: int
+    num_completions: int
+    score: Estimate | None
+    second: Estimate | None
+    proxy: Estimate | None
+    score_gain_vs_start: Estimate | None
+    score_gain_vs_previous: Estimate | None
+    proxy_gain_vs_start: Estimate | None
+    win_rate_vs_start: Estimate | None
+    win_rate_vs_previous: Estimate | None
+    kl: Estimate | None
+    sqrt_kl: float | None
+    tokens: Estimate | None
+    distinct_1: float | None
+    distinct_2: float | None
+    truncated_share: float | None
+    reward_length_correlation: float | None
+    repeated_share: float | None
+    """Share of evaluation answers that are the most frequent text."""
+    score_deviation: float | None
+    proxy_deviation: float | None
+    pair_accuracy: Estimate | None
+    promoted: bool | None
+    reason: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingPoint:
+    """One point of a training curve."""
+
+    step: float
+    loss: float | None
+    accuracy: float | None
+    margin: float | None
+    chosen_logps: float | None
+    rejected_logps: float | None
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training stage and its curve."""
+
+    arm: str
+    iteration: int | None
+    kind: str
+    key: str
+    status: str
+    shared: bool
+    steps: int
+    rows: int
+    learning_rate: float | None
+    loss_first: float | None
+    loss_last: float | None
+    points: tuple[TrainingPoint, ...]
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """How well a reward model orders held-out pairs, beside always preferring the longer completion."""
+
+    name: str
+    key: str
+    accuracy: Estimate | None
+    length_baseline: Estimate | None
+    num_pairs: int
+    ties: int
+    trained_on: int
+    loss_last: float | None
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The labels and pairs that one iteration gathered."""
+
+    arm: str
+    iteration: int | None
+    name: str
+    completions: int
+    labels: int
+    pseudo_labels: int
+    ties: int
+    refusals: int
+    gold_agreement: float | None
+    cost: float
+    annotators: Mapping[str, int]
+    pairs: int
+    mean_margin: float | None
+    mean_length_chosen: float | None
+    mean_length_rejected: float | None
+
+
+@dataclass(frozen=True)
+class ArmDifference:
+    """Main minus another arm on the same evaluation prompts, final policies, paired."""
+
+    arm: str
+    labels: int
+    other_labels: int
+    score: Estimate
+    num_prompts: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Shares of one policy's answers per bin."""
+
+    arm: str
+    iteration: int | None
+    name: str
+    mean: float
+    num: int
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """One quantity over the evaluation answers of each policy, in common bins."""
+
+    name: str
+    edges: tuple[float, ...]
+    rows: tuple[Histogram, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one policy answered."""
+
+    policy: str
+    arm: str
+    iteration: int | None
+    text: str
+    score: float | None
+    proxy: float | None
+    tokens: float | None
+    finish_reason: str | None
+
+
+Choice = Literal["gain", "loss", "unselected"]
+"""Why a sample is shown."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The answers of several policies to one evaluation prompt."""
+
+    prompt_id: str
+    turns: tuple[tuple[str, str], ...]
+    """Role and text of each message."""
+    chosen_as: Choice
+    movement: float | None
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class RowCount:
+    """Rows that went through all stages of a kind in an arm."""
+
+    kind: str
+    arm: str
+    stages: int
+    rows_in: int
+    rows_out: int
+    dropped: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds spent in all stages of a kind."""
+
+    kind: str
+    seconds: float
+    parts: tuple[tuple[str, str, float], ...]
+    """Place, arm and seconds of each stage."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something the reader should know before believing the numbers."""
+
+    level: Literal["warning", "note"]
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything on the page."""
+
+    run: str
+    version: str
+    started: float | None
+    verdict: str
+    remarks: tuple[str, ...]
+    score_name: str
+    evaluator: str
+    annotator: str
+    confidence: float
+    finished: bool
+    missing: tuple[str, ...]
+    labels: int
+    labels_all_arms: int
+    seed_labels: int
+    pseudo_labels: int
+    cost: float
+    iterations_done: int
+    iterations_planned: int
+    seconds: float
+    seconds_main: float
+    smallest_gain: float | None
+    """The smallest gain between two policies that this evaluation sees with 80 % probability."""
+    arms: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    policies: tuple[Policy, ...]
+    differences: tuple[ArmDifference, ...]
+    distributions: tuple[Distribution, ...]
+    training: tuple[Training, ...]
+    reward_models: tuple[RewardModel, ...]
+    collected: tuple[Collected, ...]
+    samples: tuple[Sample, ...]
+    row_counts: tuple[RowCount, ...]
+    timings: tuple[Timing, ...]
+    stages: tuple[StageRow, ...]
+    experiment: Mapping[str, Any]
+
+    @property
+    def start(self) -> Policy | None:
+        """The policy the loop started from, where it was evaluated."""
+        return next((one for one in self.policies if one.iteration is None and one.evaluated), None)
+
+    @property
+    def final(self) -> Policy | None:
+        """The main arm's policy as it stands: the last evaluated one that was not rolled back."""
+        return _final(self.policies, MAIN_ARM)
+
+
+# --- public -----------------------------------------------------------------------------------------------
+
+
+def write_report(workspace: Workspace, run: str) -> Path:
+    """Writes report.html and report.json beside run.json; returns the path of the page."""
+    report = collect(workspace, run)
+    path = workspace.runs / run / "report.html"
+    write_json(path.with_name("report.json"), as_dict(report))
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(render(report).encode("utf-8", "replace"))
+    return temporary.replace(path)
+
+
+def as_dict(report: Report) -> dict[str, Any]:
+    """The report as JSON values; numbers are finite, text is valid Unicode."""
+    return json.loads(json.dumps(dataclasses.asdict(report)).encode("utf-8"))
+
+
+def collect(workspace: Workspace, run: str) -> Report:
+    """Reads everything a run has produced so far. Raises InputError where there is no such run."""
+    path = workspace.runs / run / "run.json"
+    if not path.is_file():
+        raise InputError(f"{path}: no such run; `prefloop status` lists the runs of this workspace")
+    journal = read_json(path)
+    experiment = _clean(journal["experiment"])
+    stages = _stages(workspace, journal["entries"])
+    measured = _measured(workspace, stages)
+    policies = _mark_best(_policies(stages, measured))
+    arms = tuple(dict.fromkeys([MAIN_ARM, *(stage.arm for stage in stages)]))
+    main = [stage for stage in stages if stage.arm == MAIN_ARM]
+    iterations = {stage.iteration for stage in main if stage.iteration is not None}
+    done = [policy for policy in policies if policy.arm == MAIN_ARM and policy.iteration is not None]
+    confidence = float(experiment["evaluate"]["confidence"])
+    report = Report(
+        run=str(journal["name"]),
+        version=prefloop.__version__,
+        started=_first_started(workspace, stages),
+        verdict="",
+        remarks=(),
+        score_name="gold score" if _is_simulation(experiment) else "score",
+        evaluator=_part_name(_dig(experiment, "evaluate.scorer")),
+        annotator=_part_name(_dig(experiment, "annotate.annotator")),
+        confidence=confidence,
+        finished=bool(stages) and all(stage.status == "done" for stage in stages),
+        missing=_missing(stages),
+        labels=_total(_once(main), "annotate", "labels"),
+        labels_all_arms=_total(_once(stages), "annotate", "labels"),
+        seed_labels=_total(_once(stage for stage in main if stage.iteration is None), "annotate", "labels"),
+        pseudo_labels=_total(_once(main), "annotate", "pseudo_labels"),
+        cost=sum(_number(stage.stats.get("cost")) or 0.0 for stage in _once(stages)),
+        iterations_done=sum(bool(policy.key) for policy in done),
+        iterations_planned=len(iterations),
+        seconds=sum(stage.seconds for stage in _once(stages)),
+        seconds_main=sum(stage.seconds for stage in _once(main)),
+        smallest_gain=_smallest_gain(policies, confidence),
+        arms=arms,
+        findings=(),
+        policies=policies,
+        differences=tuple(_differences(policies, measured, experiment)),
+        distributions=_distributions(policies, measured),
+        training=tuple(
+            _training(workspace, stage) for stage in _once(stages) if stage.kind in TRAINING_KINDS
+        ),
+        reward_models=_reward_models(stages),
+        collected=tuple(_collected(stages)),
+        samples=_samples(
+            workspace, policies, measured, int(_dig(experiment, "evaluate.num_samples_shown") or 0)
+        ),
+        row_counts=_row_counts(stages),
+        timings=tuple(_timings(stages)),
+        stages=stages,
+        experiment=experiment,
+    )
+    return replace(
+        report, verdict=_verdict(report), remarks=tuple(_remarks(report)), findings=tuple(_findings(report))
+    )
+
+
+def render(report: Report) -> str:
+    """The page. All text from outside is escaped; there is no script, and nothing is fetched."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(FILTERS)
+    return environment.get_template("report.html.jinja").render(
+        report=report,
+        level=f"{100 * report.confidence:g}%",
+        figures=plots.figures(report),
+        reasons=sorted({reason for one in report.row_counts for reason in one.dropped}),
+        config_yaml=yaml.safe_dump(dict(report.experiment), sort_keys=False, allow_unicode=True),
+    )
+
+
+# --- reading ----------------------------------------------------------------------------------------------
+
+TRAINING_KINDS = ("base", "sft", "reward", "policy")
+Place = tuple[str, int | None]
+"""Arm and iteration."""
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The rows of one evaluation that the report needs."""
+
+    rows: tuple[Mapping[str, Any], ...]
+    path: Path
+    texts: Mapping[str, int]
+    """How often each answer occurs."""
+
+    def values(self, field: str) -> list[float]:
+        """All finite values of a field."""
+        return [value for row in self.rows if (value := _number(row.get(field))) is not None]
+
+    def by_prompt(self, field: str) -> dict[str, float]:
+        """Means of a field over the completions of each prompt that has any."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for row in self.rows:
+            if (value := _number(row.get(field))) is not None:
+                found[row["prompt_id"]].append(value)
+        return {prompt_id: fmean(values) for prompt_id, values in found.items()}
+
+
+def _stages(workspace: Workspace, entries: Sequence[Mapping[str, Any]]) -> tuple[StageRow, ...]:
+    arms_of: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        arms_of[entry["key"]].add(entry["arm"])
+    return tuple(_stage(workspace, entry, shared=len(arms_of[entry["key"]]) > 1) for entry in entries)
+
+
+def _stage(workspace: Workspace, entry: Mapping[str, Any], *, shared: bool) -> StageRow:
+    folder = workspace.artefacts / f"{entry['kind']}-{entry['key']}"
+    manifest: dict[str, Any] = {}
+    status: Literal["done", "started", "missing"] = "missing"
+    if (folder / MANIFEST).is_file():
+        manifest, status = _clean(read_json(folder / MANIFEST)), "done"
+    elif folder.with_name(folder.name + ".partial").is_dir():
+        status = "started"
+    rows = manifest.get("rows", {})
+    inputs = (value if isinstance(value, list) else [value] for value in manifest.get("inputs", {}).values())
+    return StageRow(
+        arm=entry["arm"],
+        iteration=entry["iteration"],
+        role=entry["role"],
+        kind=entry["kind"],
+        key=entry["key"],
+        work=entry["work"],
+        status=status,
+        shared=shared,
+        rows_in=rows.get("in", 0),
+        rows_out=rows.get("out", 0),
+        dropped=rows.get("dropped", {}),
+        seconds=_number(manifest.get("seconds")) or 0.0,
+        inputs=tuple(key for keys in inputs for key in keys if key),
+        stats=manifest.get("stats", {}),
+    )
+
+
+def _first_started(workspace: Workspace, stages: Sequence[StageRow]) -> float | None:
+    times = [
+        _number(read_json(workspace.artefacts / f"{stage.kind}-{stage.key}" / MANIFEST).get("started"))
+        for stage in _once(stages)
+        if stage.status == "done"
+    ]
+    return min((time for time in times if time), default=None)
+
+
+def _measured(workspace: Workspace, stages: Sequence[StageRow]) -> dict[Place, _Measured]:
+    """Evaluation rows by arm and iteration."""
+    found: dict[Place, _Measured] = {}
+    for stage in stages:
+        if stage.kind == stage.role == "evaluate" and stage.status == "done":
+            folder = workspace.artefacts / f"evaluate-{stage.key}"
+            groups = read_records(folder / "groups.jsonl", Group)
+            texts = Counter(completion.text for group in groups for completion in group.completions)
+            rows = tuple(read_rows(folder / "measurements.jsonl"))
+            found[stage.arm, stage.iteration] = _Measured(rows, folder / "groups.jsonl", texts)
+    return found
+
+
+def _policies(stages: Sequence[StageRow], measured: Mapping[Place, _Measured]) -> tuple[Policy, ...]:
+    """The start, then each arm's iterations in order."""
+    places = dict.fromkeys(
+        (stage.arm, stage.iteration)
+        for stage in stages
+        if stage.iteration is not None or stage.arm == MAIN_ARM
+    )
+    ordered = sorted(
+        places, key=lambda place: (place[1] is not None, place[0] != MAIN_ARM, place[0], place[1] or 0)
+    )
+    return tuple(
+        _policy(stages, arm, iteration, measured.get((arm, iteration))) for arm, iteration in ordered
+    )
+
+
+def _policy(
+    stages: Sequence[StageRow], arm: str, iteration: int | None, measured: _Measured | None
+) -> Policy:
+    own = [stage for stage in stages if stage.arm == arm]
+    here = [stage for stage in own if stage.iteration == iteration]
+    so_far = [stage for stage in own if stage.iteration is not None and stage.iteration <= (iteration or 0)]
+    evaluation = next((one.stats for one in reversed(here) if one.kind == one.role == "evaluate"), {})
+    trained = next((one for one in reversed(here) if one.kind == "policy" and one.status == "done"), None)
+    promote = next((one.stats for one in here if one.kind == "promote" and one.status == "done"), {})
+    kl = _estimate(evaluation.get("kl"))
+    return Policy(
+        arm=arm,
+        iteration=iteration,
+        name="SFT start" if iteration is None else iteration_name(iteration),
+        key=trained.key if trained else "",
+        evaluated=bool(evaluation),
+        labels=0 if iteration is None else labels_spent(stages, arm, iteration),
+        steps=0 if iteration is None else _total(_once(so_far), "policy", "steps"),
+        num_prompts=int(evaluation.get("num_prompts") or 0),
+        num_completions=int(evaluation.get("num_completions") or 0),
+        score=_estimate(evaluation.get("score")),
+        second=_estimate(evaluation.get("second")),
+        proxy=_estimate(evaluation.get("proxy")),
+        score_gain_vs_start=_estimate(evaluation.get("score_gain_vs_start")),
+        score_gain_vs_previous=_estimate(evaluation.get("score_gain_vs_previous")),
+        proxy_gain_vs_start=_estimate(evaluation.get("proxy_gain_vs_start")),
+        win_rate_vs_start=_estimate(evaluation.get("win_rate_vs_start")),
+        win_rate_vs_previous=_estimate(evaluation.get("win_rate_vs_previous")),
+        kl=kl,
+        # a sampled KL of two nearly equal policies may come out slightly negative
+        sqrt_kl=math.sqrt(max(kl.mean, 0.0)) if kl else None,
+        tokens=_estimate(evaluation.get("tokens")),
+        distinct_1=_number(evaluation.get("distinct_1")),
+        distinct_2=_number(evaluation.get("distinct_2")),
+        truncated_share=_number(evaluation.get("truncated_share")),
+        reward_length_correlation=_number(evaluation.get("reward_length_correlation")),
+        repeated_share=max(measured.texts.values()) / sum(measured.texts.values())
+        if measured and measured.texts
+        else None,
+        score_deviation=_deviation(measured, "score"),
+        proxy_deviation=_deviation(measured, "proxy"),
+        pair_accuracy=_estimate((trained.stats.get("validation") or {}).get("accuracy")) if trained else None,
+        promoted=promote.get("promoted"),
+        reason=str(promote.get("reason") or ""),
+    )
+
+
+def labels_spent(stages: Iterable[StageRow], arm: str, iteration: int) -> int:
+    """Labels of an arm up to and including an iteration; those before the loop count for every arm."""
+    spent = (
+        one for one in stages if one.arm == arm and (one.iteration is None or one.iteration <= iteration)
+    )
+    return _total(_once(spent), "annotate", "labels")
+
+
+def iteration_name(iteration: int) -> str:
+    """People count from 1, run.json from 0."""
+    return f"iteration {iteration + 1}"
+
+
+def _mark_best(policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
+    """Marks the main arm's policy with the highest mean score (the proxy's, where there is no evaluator)."""
+    standing = [one for one in policies if one.arm == MAIN_ARM and one.promoted is not False]
+    for field in ("score", "proxy"):
+        scored = [one for one in standing if getattr(one, field)]
+        if len(scored) > 1:
+            best = max(scored, key=lambda one: getattr(one, field).mean)
+            return tuple(replace(one, best=one is best) for one in policies)
+    return policies
+
+
+def _final(policies: Sequence[Policy], arm: str) -> Policy | None:
+    standing = [
+        one
+        for one in policies
+        if one.arm == arm and one.iteration is not None and one.evaluated and one.promoted is not False
+    ]
+    return standing[-1] if standing else None
+
+
+def _training(workspace: Workspace, stage: StageRow) -> Training:
+    folder = workspace.artefacts / f"{stage.kind}-{stage.key}"
+    if stage.status == "started":
+        folder = folder.with_name(folder.name + ".partial")
+    points = list(_curve(folder / LOGS / "metrics.jsonl"))
+    return Training(
+        arm=stage.arm,
+        iteration=stage.iteration,
+        kind=stage.kind,
+        key=stage.key,
+        status=stage.status,
+        shared=stage.shared,
+        steps=int(stage.stats.get("steps") or (points[-1].step if points else 0)),
+        rows=int(stage.stats.get("num_rows") or 0),
+        learning_rate=_number(stage.stats.get("learning_rate")),
+        loss_first=_number(stage.stats.get("loss_first")),
+        loss_last=_number(stage.stats.get("loss_last")),
+        points=tuple(_thinned(points)),
+    )
+
+
+def _curve(path: Path) -> Iterator[TrainingPoint]:
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a stage that is running or was killed
+            return
+        if "train/loss" in row:
+            names = ("loss", "accuracy", "margin", "chosen_logps", "rejected_logps")
+            yield TrainingPoint(row["step"], *(_number(row.get(f"train/{name}")) for name in names))
+
+
+def _thinned(points: Sequence[TrainingPoint]) -> Iterator[TrainingPoint]:
+    size = -(-len(points) // CURVE_POINTS) or 1
+    for first in range(0, len(points), size):
+        chunk = [dataclasses.astuple(point) for point in points[first : first + size]]
+        columns = ([value for value in column if value is not None] for column in zip(*chunk, strict=True))
+        yield TrainingPoint(*(fmean(values) if values else None for values in columns))  # type: ignore[arg-type]
+
+
+def _reward_models(stages: Sequence[StageRow]) -> tuple[RewardModel, ...]:
+    found = []
+    for stage in _once(stages):
+        if stage.kind == "reward" and stage.status == "done":
+            validation = stage.stats.get("validation") or {}
+            found.append(
+                RewardModel(
+                    name=place_name(stage),
+                    key=stage.key,
+                    accuracy=_estimate(validation.get("accuracy")),
+                    length_baseline=_estimate(validation.get("length_baseline")),
+                    num_pairs=int(validation.get("num_pairs") or 0),
+                    ties=int(validation.get("ties") or 0),
+                    trained_on=int(stage.stats.get("num_rows") or 0),
+                    loss_last=_number(stage.stats.get("loss_last")),
+                )
+            )
+    return tuple(found)
+
+
+def place_name(stage: StageRow) -> str:
+    """Where in the run a stage stands, in words."""
+    if stage.iteration is None:
+        return "before the loop"
+    name = iteration_name(stage.iteration)
+    return name if stage.arm == MAIN_ARM or stage.shared else f"{stage.arm}, {name}"
+
+
+def _collected(stages: Sequence[StageRow]) -> Iterator[Collected]:
+    places = dict.fromkeys(
+        (one.arm, one.iteration) for one in _once(stages) if one.kind == "annotate" and one.status == "done"
+    )
+    for arm, iteration in places:
+        here = _once(one for one in stages if one.arm == arm and one.iteration == iteration)
+        annotations = [one for one in here if one.kind == "annotate" and one.status == "done"]
+        yield Collected(
+            arm=arm,
+            iteration=iteration,
+            name=place_name(annotations[0]),
+            completions=_total(here, "generate", "num_completions"),
+            labels=_total(here, "annotate", "labels"),
+            pseudo_labels=_total(here, "annotate", "pseudo_labels"),
+            ties=_total(here, "annotate", "ties"),
+            refusals=_total(here, "annotate", "refusals"),
+            gold_agreement=_mean(here, "annotate", "gold_agreement", weight="labels"),
+            cost=sum(_number(one.stats.get("cost")) or 0.0 for one in annotations),
+            annotators=dict(
+                sum((Counter(one.stats.get("annotators") or {}) for one in annotations), Counter())
+            ),
+            pairs=_total(here, "select", "pairs"),
+            mean_margin=_mean(here, "select", "mean_margin", weight="pairs"),
+            mean_length_chosen=_mean(here, "select", "mean_length_chosen", weight="pairs"),
+            mean_length_rejected=_mean(here, "select", "mean_length_rejected", weight="pairs"),
+        )
+
+
+def _row_counts(stages: Sequence[StageRow]) -> tuple[RowCount, ...]:
+    groups: dict[tuple[str, str], list[StageRow]] = {}
+    for stage in _once(stages):
+        if stage.status == "done" and (stage.rows_in or stage.rows_out):
+            groups.setdefault((stage.kind, "shared" if stage.shared else stage.arm), []).append(stage)
+    return tuple(
+        RowCount(
+            kind=kind,
+            arm=arm,
+            stages=len(group),
+            rows_in=sum(one.rows_in for one in group),
+            rows_out=sum(one.rows_out for one in group),
+            dropped=dict(sorted(sum((Counter(one.dropped) for one in group), Counter()).items())),
+        )
+        for (kind, arm), group in groups.items()
+    )
+
+
+def _timings(stages: Sequence[StageRow]) -> Iterator[Timing]:
+    done = [one for one in _once(stages) if one.status == "done"]
+    for kind in dict.fromkeys(one.kind for one in done):
+        parts = tuple((place_name(one), one.arm, one.seconds) for one in done if one.kind == kind)
+        yield Timing(kind, sum(seconds for _, _, seconds in parts), parts)
+
+
+def _missing(stages: Sequence[StageRow]) -> tuple[str, ...]:
+    places: dict[str, list[str]] = {}
+    for stage in _once(stages):
+        if stage.status != "done":
+            name = stage.role if stage.status == "missing" else f"{stage.role} (started)"
+            places.setdefault(place_name(stage), []).append(name)
+    return tuple(f"{place}: {', '.join(roles)}" for place, roles in places.items())
+
+
+# --- statistics -------------------------------------------------------------------------------------------
+
+
+def _differences(
+    policies: Sequence[Policy],
+    measured: Mapping[Place, _Measured],
+    experiment: Mapping[str, Any],
+) -> Iterator[ArmDifference]:
+    """Main minus every other arm; the one statistic that no single stage could have computed."""
+    from prefloop.statistics import mean_interval
+
+    main = _final(policies, MAIN_ARM)
+    for arm in dict.fromkeys(one.arm for one in policies if one.arm != MAIN_ARM):
+        other = _final(policies, arm)
+        if main is None or other is None:
+            continue
+        ours = measured[main.arm, main.iteration].by_prompt("score")
+        theirs = measured[arm, other.iteration].by_prompt("score")
+        differences = [ours[one] - theirs[one] for one in sorted(ours.keys() & theirs.keys())]
+        options = experiment["evaluate"]
+        interval = mean_interval(
+            differences, confidence=options["confidence"], resamples=options["resamples"]
+        )
+        if score := _estimate(interval):
+            yield ArmDifference(arm, main.labels, other.labels, score, len(differences))
+
+
+def _smallest_gain(policies: Sequence[Policy], confidence: float) -> float | None:
+    """(z of the level + z of the power) standard errors: 2.8 of them at 95 % and 80 %."""
+    gains = [one.score_gain_vs_previous or one.score_gain_vs_start for one in policies if one.arm == MAIN_ARM]
+    widths = [one.high - one.low for one in gains if one and one.low is not None and one.high is not None]
+    if not widths:
+        return None
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    return (z + NormalDist().inv_cdf(POWER)) * widths[-1] / (2 * z)
+
+
+def _distributions(
+    policies: Sequence[Policy], measured: Mapping[Place, _Measured]
+) -> tuple[Distribution, ...]:
+    found = []
+    for name, field in (("score", "score"), ("length", "tokens")):
+        values = {
+            place: numbers
+            for policy in policies
+            if (place := (policy.arm, policy.iteration)) in measured
+            and (numbers := measured[place].values(field))
+        }
+        if values:
+            found.append(_distribution(name, policies, values))
+    return tuple(found)
+
+
+def _distribution(name: str, policies: Sequence[Policy], values: Mapping[Place, list[float]]) -> Distribution:
+    edges = np.histogram_bin_edges(
+        [value for numbers in values.values() for value in numbers], HISTOGRAM_BINS
+    )
+    rows = []
+    for policy in policies:
+        if numbers := values.get((policy.arm, policy.iteration)):
+            counts, _ = np.histogram(numbers, edges)
+            shares = tuple(float(count) / len(numbers) for count in counts)
+            mean = fmean(numbers)
+            rows.append(Histogram(policy.arm, policy.iteration, policy.name, mean, len(numbers), shares))
+    return Distribution(name, tuple(float(edge) for edge in edges), tuple(rows))
+
+
+# --- samples ----------------------------------------------------------------------------------------------
+
+
+def _samples(
+    workspace: Workspace,
+    policies: Sequence[Policy],
+    measured: Mapping[Place, _Measured],
+    number: int,
+) -> tuple[Sample, ...]:
+    """Evaluation prompts with the largest gains, the largest losses, and some that nobody picked."""
+    shown = [one for one in policies if one.evaluated and one.arm == MAIN_ARM]
+    others = dict.fromkeys(one.arm for one in policies if one.arm != MAIN_ARM)
+    shown += [final for arm in others if (final := _final(policies, arm))]
+    if not shown or not number:
+        return ()
+    answers: dict[str, list[Answer]] = defaultdict(list)
+    turns: dict[str, tuple[tuple[str, str], ...]] = {}
+    for policy in shown:
+        one = measured[policy.arm, policy.iteration]
+        rows = {row["completion_id"]: row for row in one.rows}
+        for group in read_records(one.path, Group):
+            if group.completions:
+                turns[group.prompt.id] = tuple((turn.role, turn.content) for turn in group.prompt.messages)
+                answers[group.prompt.id].append(_answer(policy, group, rows.get(group.completions[0].id, {})))
+    movement = _movement(policies, measured)
+    return tuple(
+        Sample(prompt_id, turns[prompt_id], chosen_as, movement.get(prompt_id), tuple(answers[prompt_id]))
+        for prompt_id, chosen_as in _choose(sorted(turns), movement, number)
+    )
+
+
+def _answer(policy: Policy, group: Group, row: Mapping[str, Any]) -> Answer:
+    completion = group.completions[0]
+    return Answer(
+        policy=policy.name,
+        arm=policy.arm,
+        iteration=policy.iteration,
+        text=completion.text,
+        score=_number(row.get("score")),
+        proxy=_number(row.get("proxy")),
+        tokens=_number(row.get("tokens")),
+        finish_reason=completion.finish_reason,
+    )
+
+
+def _movement(policies: Sequence[Policy], measured: Mapping[Place, _Measured]) -> dict[str, float]:
+    """Score of the final policy minus the start's, by prompt; the proxy's where there is no evaluator."""
+    final = _final(policies, MAIN_ARM)
+    start = measured.get((MAIN_ARM, None))
+    if final is None or start is None:
+        return {}
+    for field in ("score", "proxy_start"):
+        before, after = start.by_prompt(field), measured[final.arm, final.iteration].by_prompt(field)
+        if common := before.keys() & after.keys():
+            return {prompt_id: after[prompt_id] - before[prompt_id] for prompt_id in common}
+    return {}
+
+
+def _choose(
+    prompt_ids: Sequence[str], movement: Mapping[str, float], number: int
+) -> list[tuple[str, Choice]]:
+    third = -(-number // 3)
+    ranked = sorted(movement, key=lambda prompt_id: (-movement[prompt_id], prompt_id))
+    gains = [prompt_id for prompt_id in ranked[:third] if movement[prompt_id] > 0]
+    losses = [prompt_id for prompt_id in ranked[::-1][:third] if movement[prompt_id] < 0]
+    # ids are content hashes, so the first ones in order were picked by nobody
+    rest = [prompt_id for prompt_id in prompt_ids if prompt_id not in {*gains, *losses}]
+    rest = rest[: max(number - len(gains) - len(losses), 0)]
+    parts: dict[Choice, list[str]] = {"gain": gains, "loss": losses, "unselected": rest}
+    return [(prompt_id, chosen_as) for chosen_as, chosen in parts.items() for prompt_id in chosen]
+
+
+# --- what it means ----------------------------------------------------------------------------------------
+
+
+def _verdict(report: Report) -> str:
+    """One sentence, no stronger than the paired intervals."""
+    if not report.stages:
+        return "Nothing has run yet."
+    final, start = report.final, report.start
+    if final is None:
+        done = sum(stage.status == "done" for stage in _once(report.stages))
+        total = len(_once(report.stages))
+        progress = f"{done} of {total} stages {'is' if total == 1 else 'are'} done"
+        if start and start.score:
+            score = (
+                f"{report.score_name} {number(start.score.mean)} on {start.num_prompts:,} held-out prompts"
+            )
+            return f"No iteration has been evaluated yet; the start has {score}. {progress.capitalize()}."
+        return f"No policy has been evaluated yet; {progress}."
+    if final.score_gain_vs_start and final.score:
+        change = _change(report, f"Held-out {report.score_name}", final.score_gain_vs_start, final.score)
+    elif final.proxy_gain_vs_start and final.proxy:
+        change = _change(report, "The reward model's own score", final.proxy_gain_vs_start, None)
+    else:
+        return (
+            f"No score to judge by: {_effort(final)} were spent, but no evaluator and no reward model looked."
+        )
+    steps = _step_verdicts([one for one in report.policies if one.arm == MAIN_ARM])
+    return f"{change} in {_effort(final)}{'; ' + steps if steps else ''}."
+
+
+def _change(report: Report, what: str, gain: Estimate, score: Estimate | None) -> str:
+    places = decimals(gain)
+    verb = {1: "rose", -1: "fell", 0: "did not measurably change"}[gain.side_of(0)]
+    start = report.start
+    levels = ""
+    if score and start and start.score:
+        levels = f" from {fixed(start.score.mean, places)} to {fixed(score.mean, places)}"
+        if not gain.side_of(0):
+            levels = f" ({levels.strip()})"
+    interval = ""
+    if gain.low is not None and gain.high is not None:
+        level = f"{100 * report.confidence:g}% interval"
+        interval = f", {level} {fixed(gain.low, places)} to {fixed(gain.high, places)}"
+    return f"{what} {verb}{levels} ({fixed(gain.mean, places, sign=True)}{interval})"
+
+
+def _effort(final: Policy) -> str:
+    iterations = (final.iteration or 0) + 1
+    plural = "s" if iterations != 1 else ""
+    return f"{iterations} iteration{plural} with {final.labels:,} label{'s' if final.labels != 1 else ''}"
+
+
+def _step_verdicts(policies: Sequence[Policy]) -> str:
+    """How each iteration stands to the one before, in words; empty where there is only one."""
+    said: dict[str, list[int]] = {}
+    for policy in policies:
+        gain = policy.score_gain_vs_previous
+        if policy.iteration is None:
+            continue
+        if policy.promoted is False:
+            said.setdefault("rolled back", []).append(policy.iteration + 1)
+        elif gain:
+            words = {1: "improved", -1: "fell", 0: "unclear"}[gain.side_of(0)]
+            said.setdefault(words, []).append(policy.iteration + 1)
+    if sum(map(len, said.values())) < 2:
+        return ""
+    if set(said) == {"improved"}:
+        return "every iteration improved on the one before"
+    phrases = {
+        "improved": "{} improved on the one before",
+        "unclear": "{} cannot be told apart from the one before",
+        "fell": "{} fell below the one before",
+        "rolled back": "{} {was} rolled back",
+    }
+    return ", ".join(
+        phrases[words].format(_numbered(found), was="was" if len(found) == 1 else "were")
+        for words, found in said.items()
+    )
+
+
+def _numbered(iterations: Sequence[int]) -> str:
+    if len(iterations) == 1:
+        return f"iteration {iterations[0]}"
+    return f"iterations {', '.join(map(str, iterations[:-1]))} and {iterations[-1]}"
+
+
+def _remarks(report: Report) -> Iterator[str]:
+    """Sentences under the verdict."""
+    final = report.final
+    if final and not final.score:
+        yield "No independent evaluator looked: this shows that the policy pleases its reward model, no more."
+    for one in report.differences:
+        equal = one.labels == one.other_labels
+        labels = f"At equal labels ({one.labels:,})" if equal else "At unequal labels"
+        verb = {1: "is ahead of", -1: "is behind", 0: "cannot be told apart from"}[one.score.side_of(0)]
+        counts = "" if equal else f" ({one.labels:,} against {one.other_labels:,})"
+        yield f"{labels}{counts}, {MAIN_ARM} {verb} {one.arm}: {describe(one.score, report.confidence)}."
+
+
+def _findings(report: Report) -> Iterator[Finding]:
+    """What a careful reader would ask about before believing the numbers, gravest first."""
+    yield from _evaluator_findings(report)
+    yield from _optimisation_findings(report)
+    yield from _outcome_findings(report)
+    yield from _text_findings(report)
+    yield from _label_findings(report)
+
+
+def _evaluator_findings(report: Report) -> Iterator[Finding]:
+    scorer, annotator = (
+        _dig(report.experiment, "evaluate.scorer"),
+        _dig(report.experiment, "annotate.annotator"),
+    )
+    if scorer and scorer == annotator:
+        yield Finding(
+            "warning",
+            "The evaluator is the annotator",
+            f"{report.evaluator} both labels and evaluates. Fine for label-efficiency curves, unsafe as the "
+            "only metric: its own blind spots look like progress.",
+        )
+    elif not scorer and report.stages:
+        yield Finding(
+            "warning",
+            "No independent evaluator",
+            "evaluate.scorer is not set, so only the reward model's own score and text statistics are known.",
+        )
+    elif _is_simulation(report.experiment):
+        yield Finding(
+            "note",
+            "This is a simulation",
+            f"The evaluator ({report.evaluator}) is the truth that the simulated annotators see through "
+            "noise; training saw only their labels.",
+        )
+
+
+def _optimisation_findings(report: Report) -> Iterator[Finding]:
+    for arm in report.arms:
+        chain = [
+            one for one in report.policies if one.evaluated and (one.arm == arm or one.iteration is None)
+        ]
+        for before, after in itertools.pairwise(chain):
+            gain = after.score_gain_vs_previous
+            where = f"{after.name}{'' if arm == MAIN_ARM else f' of {arm}'}"
+            proxy_before = before.proxy_gain_vs_start.mean if before.proxy_gain_vs_start else 0.0
+            if (
+                gain
+                and gain.side_of(0) < 0
+                and after.proxy_gain_vs_start
+                and after.proxy_gain_vs_start.mean > proxy_before
+            ):
+                yield Finding(
+                    "warning",
+                    "Over-optimisation",
+                    f"In {where} the reward model's gain over the start rose from {number(proxy_before)} to "
+                    f"{number(after.proxy_gain_vs_start.mean)} while the {report.score_name} fell: "
+                    f"{describe(gain, report.confidence)}.",
+                )
+            if (
+                gain
+                and gain.side_of(0) < 1
+                and before.iteration is not None
+                and before.kl
+                and after.kl
+                and after.kl.mean > KL_GROWTH_WARNING * before.kl.mean
+            ):
+                yield Finding(
+                    "warning",
+                    "KL grew without a better score",
+                    f"In {where} KL to the start went from {number(before.kl.mean)} to {number(after.kl.mean)} "
+                    f"nats; the {report.score_name} gained {describe(gain, report.confidence)}. "
+                    f"Consider stopping at {before.name}.",
+                )
+
+
+def _outcome_findings(report: Report) -> Iterator[Finding]:
+    final, start = report.final, report.start
+    if (
+        final
+        and final.win_rate_vs_start
+        and final.win_rate_vs_start.bounded
+        and not final.win_rate_vs_start.side_of(0.5)
+    ):
+        low, high = final.win_rate_vs_start.low, final.win_rate_vs_start.high
+        yield Finding(
+            "warning",
+            "The win rate against the start includes one half",
+            f"{percent(final.win_rate_vs_start.mean)}, interval {percent(low)} to {percent(high)}, "
+            f"on {final.num_prompts:,} prompts: not separable from no change.",
+        )
+    if final and start and final.second and start.second and final.score_gain_vs_start:
+        improved = final.score_gain_vs_start.mean > 0
+        if improved and final.second.mean < start.second.mean:
+            yield Finding(
+                "warning",
+                "The second scorer disagrees",
+                f"It went from {number(start.second.mean)} to {number(final.second.mean)} while the "
+                f"{report.score_name} rose: a shortcut may have been found.",
+            )
+    for one in report.differences:
+        if one.labels != one.other_labels:
+            yield Finding(
+                "warning",
+                f"{MAIN_ARM} and {one.arm} spent different numbers of labels",
+                f"{one.labels:,} against {one.other_labels:,}; compare the curves at equal labels, not their ends.",
+            )
+        steps = [_final(report.policies, arm) for arm in (MAIN_ARM, one.arm)]
+        ours, theirs = (policy.steps if policy else 0 for policy in steps)
+        if ours != theirs:
+            yield Finding(
+                "warning",
+                f"{MAIN_ARM} and {one.arm} took different numbers of optimiser steps",
+                f"{ours:,} against {theirs:,}; more steps are an advantage that has nothing to do with labels.",
+            )
+
+
+def _text_findings(report: Report) -> Iterator[Finding]:
+    evaluated = [one for one in report.policies if one.evaluated]
+    cut = [one for one in evaluated if (one.truncated_share or 0) > TRUNCATED_WARNING]
+    if cut:
+        yield Finding(
+            "warning",
+            "Many answers were cut off",
+            f"{_shares(cut, 'truncated_share')} of the evaluation answers reached the length limit; "
+            "raise generate.max_new_tokens.",
+        )
+    same = [
+        one for one in evaluated if (one.repeated_share or 0) > REPEATED_WARNING and one.num_completions > 1
+    ]
+    if same:
+        yield Finding(
+            "warning",
+            "The same answer again and again",
+            f"{_shares(same, 'repeated_share')} of the evaluation answers are one and the same text.",
+        )
+    final, start = report.final, report.start
+    if (
+        final
+        and start
+        and final.tokens
+        and start.tokens
+        and final.tokens.mean > LENGTH_WARNING * start.tokens.mean
+    ):
+        yield Finding(
+            "warning",
+            "Answers grew much longer",
+            f"From {number(start.tokens.mean)} to {number(final.tokens.mean)} tokens; correlation of reward "
+            f"and length {number(final.reward_length_correlation)}.",
+        )
+
+
+def _label_findings(report: Report) -> Iterator[Finding]:
+    for one in report.reward_models:
+        if not one.accuracy or one.accuracy.low is None or not one.length_baseline:
+            continue
+        if one.accuracy.low <= one.length_baseline.mean:
+            yield Finding(
+                "warning",
+                "A reward model is not clearly better than preferring the longer answer",
+                f"{one.name.capitalize()}: accuracy {percent(one.accuracy.mean)} (interval from "
+                f"{percent(one.accuracy.low)}) against {percent(one.length_baseline.mean)} on "
+                f"{one.num_pairs:,} pairs.",
+            )
+    asked = sum(one.labels for one in report.collected)
+    refused = sum(one.refusals for one in report.collected)
+    if asked and refused / asked > REFUSAL_WARNING:
+        yield Finding(
+            "warning", "Many refusals", f"{refused:,} of {asked:,} labels paid for gave no usable verdict."
+        )
+
+
+def _shares(policies: Sequence[Policy], field: str) -> str:
+    def name(policy: Policy) -> str:
+        return policy.name if policy.arm == MAIN_ARM else f"{policy.arm} {policy.name}"
+
+    return ", ".join(f"{percent(getattr(policy, field))} ({name(policy)})" for policy in policies)
+
+
+def _is_simulation(experiment: Mapping[str, Any]) -> bool:
+    gold = _dig(experiment, "annotate.annotator.gold")
+    return gold is not None and gold == _dig(experiment, "evaluate.scorer")
+
+
+def _part_name(section: Any) -> str:
+    """An annotator or scorer in words: its kind and what distinguishes it."""
+    if not section:
+        return "none"
+    details = [str(section[key]) for key in ("rule", "target", "model", "path") if section.get(key)]
+    if section.get("gold"):
+        details.append(f"gold: {_part_name(section['gold'])}")
+    return " · ".join([str(section["kind"]), *details])
+
+
+# --- values -----------------------------------------------------------------------------------------------
+
+
+def _clean(value: Any) -> Any:
+    """JSON values with non-finite numbers as None."""
+    if isinstance(value, dict):
+        return {key: _clean(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def _estimate(value: Any) -> Estimate | None:
+    if isinstance(value, dict):
+        mean = _number(value.get("mean"))
+        return None if mean is None else Estimate(mean, _number(value.get("low")), _number(value.get("high")))
+    mean = _number(value)
+    return None if mean is None else Estimate(mean)
+
+
+def _deviation(measured: _Measured | None, field: str) -> float | None:
+    values = measured.values(field) if measured else []
+    return pstdev(values) or None if len(values) > 1 else None
+
+
+def _dig(data: Any, dotted: str) -> Any:
+    for name in dotted.split("."):
+        data = data.get(name) if isinstance(data, dict) else None
+    return data
+
+
+def _once(stages: Iterable[StageRow]) -> list[StageRow]:
+    """Each artefact the first time it is mentioned."""
+    return list({(one.kind, one.key): one for one in reversed(list(stages))}.values())[::-1]
+
+
+def _total(stages: Iterable[StageRow], kind: str, field: str) -> int:
+    return sum(int(one.stats.get(field) or 0) for one in stages if one.kind == kind)
+
+
+def _mean(stages: Iterable[StageRow], kind: str, field: str, *, weight: str) -> float | None:
+    """Mean of a figure over stages, weighted by a count of theirs."""
+    found = [
+        (value, float(one.stats.get(weight) or 0))
+        for one in stages
+        if one.kind == kind and (value := _number(one.stats.get(field))) is not None
+    ]
+    total = sum(count for _, count in found)
+    return sum(value * count for value, count in found) / total if total else None
+
+
+# --- estimates in words -----------------------------------------------------------------------------------
+
+
+def decimals(estimate: Estimate) -> int:
+    """Decimals that the width of its interval deserves."""
+    ends = estimate.low, estimate.high
+    return places_for(None if ends[0] is None or ends[1] is None else ends[1] - ends[0])
+
+
+def describe(estimate: Estimate, confidence: float) -> str:
+    """A difference with its interval, for a sentence."""
+    places = decimals(estimate)
+    text = fixed(estimate.mean, places, sign=True)
+    if estimate.low is None or estimate.high is None:
+        return text
+    return f"{text} ({100 * confidence:g}% interval {range_text(estimate, 'signed')})"
+
+
+def mean_text(estimate: Estimate, style: str = "plain") -> str:
+    """The mean as a table shows it; style is plain, signed or percent."""
+    if style == "percent":
+        return percent(estimate.mean)
+    return fixed(estimate.mean, decimals(estimate), sign=style == "signed")
+
+
+def range_text(estimate: Estimate, style: str = "plain") -> str:
+    """The interval as a table shows it; empty without one."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    if style == "percent":
+        return f"{fixed(100 * estimate.low, 1)} to {fixed(100 * estimate.high, 1)}"
+    places, sign = decimals(estimate), style == "signed"
+    return f"{fixed(estimate.low, places, sign=sign)} to {fixed(estimate.high, places, sign=sign)}"
+
+
+def date(seconds: float) -> str:
+    """A time stamp in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "number": number,
+    "percent": percent,
+    "duration": duration,
+    "mean": mean_text,
+    "range": range_text,
+    "date": date,
+    "place": place_name,
+}

@@ -1,0 +1,34 @@
+"""One function per stage of the loop: what it reads, its key, and the body that makes the artefact.
+
+A stage function is called when the loop is planned, to know the key; its body runs when the artefact is built. Only
+bodies import torch. Bodies read input files, call a part, write files and count rows.
+"""
+
+from prefloop.stages.labels import (
+    annotate,
+    draw_prompts,
+    generate,
+    import_pairs,
+    labels_per_prompt,
+    prompts,
+    select_pairs,
+)
+from prefloop.stages.measures import evaluate, promote
+from prefloop.stages.models import base_model, import_reward, reward_model, sft, train_policy
+
+__all__ = [
+    "annotate",
+    "base_model",
+    "draw_prompts",
+    "evaluate",
+    "generate",
+    "import_pairs",
+    "import_reward",
+    "labels_per_prompt",
+    "promote",
+    "prompts",
+    "reward_model",
+    "select_pairs",
+    "sft",
+    "train_policy",
+]

@@ -1,0 +1,376 @@
+"""Stages that collect labels: prompts, completions, judgements, preference pairs."""
+
+import itertools
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from prefloop import data, selection
+from prefloop.config import Experiment, SourceSection, hashed
+from prefloop.interfaces import InputError, PairTask
+from prefloop.records import Comparison, Group, Judgement, PreferencePair, Prompt, Refusal, Score
+from prefloop.stages.shared import (
+    annotator_digests,
+    annotator_scorer,
+    chunks,
+    digests,
+    gold_scorer,
+    hf_generator,
+    loop_reward_scorer,
+    mean,
+    read_judgements,
+    reward_scorer,
+    share,
+    source_config,
+    stage_seed,
+    text_statistics,
+    without_paths,
+)
+from prefloop.store import (
+    Artefact,
+    Build,
+    RowFile,
+    Stage,
+    read_json,
+    read_records,
+    tally,
+    write_json,
+    write_rows,
+)
+
+GROUPS_PER_CHUNK = 32
+
+
+def prompts(x: Experiment) -> Stage:
+    """Training, gate and evaluation prompts: deduplicated, disjoint, in the order in which they will be used."""
+    gate = x.loop.gate.num_prompts if x.loop.gate.metric != "none" else 0
+    wanted = x.reward.seed_prompts + x.loop.batches * x.loop.prompts_per_batch
+
+    def body(build: Build) -> None:
+        train = _prompt_rows(x)
+        held_out = data.read_prompts(x.evaluate.prompts) if x.evaluate.prompts else None
+        evaluation = list(held_out.rows[: x.evaluate.num_prompts]) if held_out else []
+        unseen = {one.id for one in evaluation}
+        texts = {_normal(one.text) for one in evaluation}
+        rows = [one for one in train.rows if one.id not in unseen and _normal(one.text) not in texts]
+        dropped = Counter(train.dropped) + Counter({"in_evaluation": len(train.rows) - len(rows)})
+        order = np.random.default_rng(stage_seed(x, "prompts")).permutation(len(rows)).tolist()
+        rows = [rows[index] for index in order]
+        if held_out is None:
+            evaluation, rows = rows[: x.evaluate.num_prompts], rows[x.evaluate.num_prompts :]
+        gated, rows = rows[:gate], rows[gate:]
+        if len(rows) < wanted:
+            raise InputError(
+                f"{_prompts_path(x)}: {len(rows)} different prompts are left for training after holding out "
+                f"{len(evaluation)} for evaluation and {gate} for the gate, but the run needs {wanted} "
+                f"(reward.seed_prompts {x.reward.seed_prompts} + loop.batches {x.loop.batches} x "
+                f"loop.prompts_per_batch {x.loop.prompts_per_batch})"
+            )
+        unused = len(rows) - wanted
+        write_rows(build.path / "train.jsonl", rows[:wanted])
+        write_rows(build.path / "gate.jsonl", gated)
+        write_rows(build.path / "evaluation.jsonl", evaluation)
+        kept = wanted + len(gated) + (0 if held_out else len(evaluation))
+        dropped["not_needed"] += unused
+        build.count(train.rows_in, kept, dropped)
+        build.stats = {
+            "train": wanted,
+            "gate": len(gated),
+            "evaluation": len(evaluation),
+            "evaluation_from": "its own file" if held_out else "held out of the training prompts",
+            "format": train.format,
+        }
+
+    sources = {"prompts": _prompt_source(x), "evaluation": x.evaluate.prompts}
+    config = {
+        "sources": source_config(*sources.values()),
+        "train": wanted,
+        "gate": gate,
+        "evaluation": x.evaluate.num_prompts,
+        "seed": x.seed,
+    }
+    return Stage(
+        "prompts", 1, config, {}, body, external=digests(**sources), work=f"{wanted} training prompts"
+    )
+
+
+def _prompt_source(x: Experiment) -> SourceSection | None:
+    if x.prompts is None and x.generate.engine.kind == "recorded":
+        return x.generate.engine.source
+    return x.prompts
+
+
+def _prompts_path(x: Experiment) -> str:
+    source = _prompt_source(x)
+    return source.path if source else "prompts"
+
+
+def _prompt_rows(x: Experiment) -> data.Loaded[Prompt]:
+    source = _prompt_source(x)
+    if source is None:
+        return data.Loaded([], 0, {}, "none")
+    if x.prompts is None:  # the prompts of recorded groups
+        loaded = data.read_groups(source)
+        return data.Loaded(
+            [group.prompt for group in loaded.rows], loaded.rows_in, loaded.dropped, loaded.format
+        )
+    return data.read_prompts(source)
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def draw_prompts(x: Experiment, source: Artefact, start: int, number: int) -> Stage:
+    """The prompts of one label batch."""
+
+    def body(build: Build) -> None:
+        rows = read_records(source.path / "train.jsonl", Prompt)[start : start + number]
+        write_rows(build.path / "prompts.jsonl", rows)
+        build.count(number, len(rows))
+
+    return Stage(
+        "draw", 1, {"start": start, "number": number}, {"prompts": source}, body, work=f"{number} prompts"
+    )
+
+
+def import_pairs(x: Experiment, source: SourceSection, role: str) -> Stage:
+    """Preference pairs from a file."""
+
+    def body(build: Build) -> None:
+        loaded = data.read_pairs(source)
+        write_rows(build.path / "pairs.jsonl", loaded.rows)
+        build.count(loaded.rows_in, len(loaded.rows), loaded.dropped)
+        build.stats = {"pairs": len(loaded.rows), "format": loaded.format}
+
+    config = {"sources": source_config(source)}
+    return Stage(
+        "import", 1, config, {}, body, external=digests(**{role: source}), work=f"read {source.path}"
+    )
+
+
+def generate(x: Experiment, policy: Artefact, drawn: Artefact, *, version: int, number: int) -> Stage:
+    """Completions of one label batch by the current policy."""
+    recorded = x.generate.engine.source if x.generate.engine.kind == "recorded" else None
+
+    def body(build: Build) -> None:
+        wanted = read_records(drawn.path / "prompts.jsonl", Prompt)
+        if recorded is not None:
+            from prefloop.generate.recorded import RecordedGenerator
+
+            generator, at_once = RecordedGenerator(data.read_groups(recorded).rows), GROUPS_PER_CHUNK
+        else:
+            generator = hf_generator(x, policy, version=version, seed=stage_seed(x, "generate"))
+            at_once = generator.prompts_at_once
+        file = RowFile(build.path / "groups.jsonl")
+        for rows in chunks(build, file, wanted, at_once):
+            file.append([group for group in generator.generate(rows) if group.completions])
+        groups = read_records(file.path, Group)
+        build.count(
+            len(wanted),
+            len(groups),
+            {"prompt_too_long" if not recorded else "short": len(wanted) - len(groups)},
+        )
+        build.stats = {**text_statistics(groups), "policy_version": version}
+
+    config = {**without_paths(x.generate, "engine"), "version": version, "seed": x.seed}
+    config["engine"] = x.generate.engine.kind
+    inputs = {"prompts": drawn} if recorded else {"policy": policy, "prompts": drawn}
+    completions = "recorded completions" if recorded else f"x {x.generate.num_completions} completions"
+    return Stage(
+        "generate",
+        1,
+        config,
+        inputs,
+        body,
+        external=digests(groups=recorded),
+        work=f"{number} prompts {completions}",
+    )
+
+
+def labels_per_prompt(x: Experiment) -> int:
+    """Labels one prompt costs: one a scored completion, one a comparison, each vote and each order of a judge."""
+    annotator, number = x.annotate.annotator, x.generate.num_completions
+    if x.annotate.asks == "recorded":
+        return 1
+    if x.annotate.asks == "scores":
+        return number
+    questions = 1 if x.annotate.asks == "one_pair" else number * (number - 1) // 2
+    match annotator.kind:
+        case "simulated":
+            return questions * annotator.votes
+        case "judge":
+            return questions * (2 if annotator.both_orders else 1)
+        case "pairwise":
+            return questions * 2
+        case "human":
+            return questions * annotator.overlap
+        case _:
+            return questions
+
+
+def annotate(x: Experiment, groups: Artefact, reward: Artefact | None, *, number: int) -> Stage:
+    """Judgements on the groups of one label batch, as append-only rows with their author."""
+    section = x.annotate
+    uses_loop_reward = section.annotator.kind == "reward_model" and section.annotator.model is None
+    proposes = section.asks == "one_pair" and reward is not None
+    reward_used = reward if proposes or uses_loop_reward else None
+
+    def body(build: Build) -> None:
+        rows = read_records(groups.path / "groups.jsonl", Group)
+        proxy = _proxy_scores(x, build, rows, reward) if proposes and reward is not None else None
+        file = RowFile(build.path / "judgements.jsonl")
+        if section.asks in ("scores", "recorded"):
+            scorer = annotator_scorer(x, reward)
+            for chunk in chunks(build, file, rows, GROUPS_PER_CHUNK):
+                file.append(scorer.score(chunk))
+            skipped: Counter[str] = Counter()
+        else:
+            skipped = _compare(x, build, file, rows, proxy, reward)
+        judgements = read_judgements(file.path)
+        judged = {one.prompt_id for one in judgements}
+        build.count(len(rows), len(judged), skipped)
+        build.stats = _annotation_statistics(x, rows, judgements, proxy, build, reward)
+
+    config = {**without_paths(section), "seed": x.seed}
+    return Stage(
+        "annotate",
+        1,
+        config,
+        {"groups": groups, "reward": reward_used},
+        body,
+        external=annotator_digests(x),
+        work=f"{number * labels_per_prompt(x)} labels by {section.annotator.kind}",
+    )
+
+
+def _proxy_scores(x: Experiment, build: Build, rows: list[Group], reward: Artefact) -> dict[str, float]:
+    scorer = loop_reward_scorer(x, reward, labels=0)
+    file = RowFile(build.path / "proxy.jsonl")
+    for chunk in chunks(build, file, rows, GROUPS_PER_CHUNK):
+        file.append(scorer.score(chunk))
+    return {one.completion_id: one.value for one in read_records(file.path, Score)}
+
+
+def _compare(
+    x: Experiment,
+    build: Build,
+    file: RowFile,
+    rows: list[Group],
+    proxy: dict[str, float] | None,
+    reward: Artefact | None,
+) -> Counter[str]:
+    """Asks the annotator; returns why groups could not be asked about."""
+    from prefloop.annotate.choose import comparer
+
+    tasks: list[PairTask] = []
+    skipped: Counter[str] = Counter()
+    for group in rows:
+        if x.annotate.asks == "all_pairs":
+            asked = [
+                PairTask(group.prompt, a, b)
+                for a, b in itertools.combinations(group.completions, 2)
+                if a.text != b.text
+            ]
+        else:
+            choice = selection.propose(group, proxy, x.annotate.propose, stage_seed(x, "propose"))
+            asked = []
+            if choice is not None:
+                asked = [
+                    PairTask(
+                        group.prompt, group.completions[choice.chosen], group.completions[choice.rejected]
+                    )
+                ]
+        tasks += asked
+        if not asked:
+            same = len({one.text for one in group.completions}) < 2
+            skipped["short" if len(group.completions) < 2 else "identical" if same else "tie"] += 1
+    annotator = comparer(
+        x.annotate.annotator,
+        seed=stage_seed(x, "annotate"),
+        cache=build.path.parent.parent / "cache" / "judge",
+        human_folder=build.path.parent.parent / "human" / build.path.name.removesuffix(".partial"),
+        reward_scorer=lambda path: reward_scorer(x, path, reward, labels=1),
+    )
+    at_once = len(tasks) if x.annotate.annotator.kind == "human" else 4 * GROUPS_PER_CHUNK
+    for chunk in chunks(build, file, tasks, max(1, at_once)):
+        file.append(annotator.compare(chunk))
+    extra = getattr(annotator, "stats", None)
+    if extra:
+        write_json(build.log("annotator.json"), extra)
+    return skipped
+
+
+def _annotation_statistics(
+    x: Experiment,
+    rows: list[Group],
+    judgements: list[Judgement],
+    proxy: dict[str, float] | None,
+    build: Build,
+    reward: Artefact | None,
+) -> dict[str, Any]:
+    scores = {one.completion_id: one.value for one in judgements if isinstance(one, Score)}
+    comparisons = [one for one in judgements if isinstance(one, Comparison)]
+    usage = build.log("annotator.json")
+    return {
+        "labels": sum(one.labels for one in judgements),
+        "pseudo_labels": len(proxy or {}),
+        "refusals": sum(isinstance(one, Refusal) for one in judgements),
+        "ties": sum(one.p_a == 0.5 for one in comparisons),
+        "annotators": tally(one.annotator for one in judgements),
+        "score": selection.group_statistics(rows, scores, lambda one: len(one.text)) if scores else None,
+        "proxy": selection.group_statistics(rows, proxy, lambda one: len(one.text)) if proxy else None,
+        "gold_agreement": _gold_agreement(x, rows, comparisons, reward),
+        "usage": read_json(usage) if usage.is_file() else None,
+    }
+
+
+def _gold_agreement(
+    x: Experiment, rows: list[Group], comparisons: list[Comparison], reward: Artefact | None
+) -> float | None:
+    """In a simulation: how often the noisy verdicts agree with the noise-free gold. Written, never trained on."""
+    annotator = x.annotate.annotator
+    if annotator.kind != "simulated" or not comparisons:
+        return None
+    asked = {one.a for one in comparisons} | {one.b for one in comparisons}
+    scorer = gold_scorer(x, annotator.gold, reward)
+    gold = {
+        one.completion_id: one.value
+        for one in scorer.score(rows)
+        if isinstance(one, Score) and one.completion_id in asked
+    }
+    decided = [one for one in comparisons if one.p_a != 0.5 and gold[one.a] != gold[one.b]]
+    return share([(one.p_a > 0.5) == (gold[one.a] > gold[one.b]) for one in decided]) if decided else None
+
+
+def select_pairs(x: Experiment, groups: Artefact, judgements: Artefact) -> Stage:
+    """Preference pairs of one label batch."""
+
+    def body(build: Build) -> None:
+        rows = read_records(groups.path / "groups.jsonl", Group)
+        by_prompt: dict[str, list[Judgement]] = {}
+        for one in read_judgements(judgements.path / "judgements.jsonl"):
+            by_prompt.setdefault(one.prompt_id, []).append(one)
+        pairs: list[PreferencePair] = []
+        dropped: Counter[str] = Counter()
+        used = 0
+        for group in rows:
+            found, reason = selection.pairs_of(
+                group, by_prompt.get(group.prompt.id, []), x.select, seed=stage_seed(x, "select")
+            )
+            pairs += found
+            used += bool(found)
+            if reason is not None:
+                dropped[reason] += 1
+        write_rows(build.path / "pairs.jsonl", pairs)
+        build.count(len(rows), used, dropped)
+        build.stats = {
+            "pairs": len(pairs),
+            "mean_margin": mean([one.margin for one in pairs]),
+            "mean_length_chosen": mean([len(one.chosen.text) for one in pairs]),
+            "mean_length_rejected": mean([len(one.rejected.text) for one in pairs]),
+        }
+
+    config = {**hashed(x.select), "seed": x.seed}
+    return Stage("select", 1, config, {"groups": groups, "judgements": judgements}, body, work=x.select.rule)

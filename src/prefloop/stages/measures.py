@@ -1,0 +1,121 @@
+"""Stages that measure policies and decide which one to keep."""
+
+from prefloop.config import Experiment, hashed
+from prefloop.records import Group, Prompt
+from prefloop.stages.shared import (
+    chunks,
+    gold_scorer,
+    hf_generator,
+    loop_reward_scorer,
+    model_folder,
+    scorer_digest,
+    stage_seed,
+    text_statistics,
+    without_paths,
+)
+from prefloop.store import Artefact, Build, RowFile, Stage, read_records, write_json, write_rows
+
+
+def evaluate(
+    x: Experiment,
+    policy: Artefact,
+    prompts: Artefact,
+    *,
+    split: str,
+    reference: Artefact,
+    proxy: Artefact | None,
+    start: Artefact | None,
+    previous: Artefact | None,
+) -> Stage:
+    """Samples and measurements of a policy on prompts it was never trained on.
+
+    `split` is `evaluation` or `gate`. `start` and `previous` are the evaluations of the SFT policy and of the policy
+    before, to compare with prompt by prompt.
+    """
+
+    def body(build: Build) -> None:
+        from prefloop.evaluate.measure import measure
+
+        wanted = read_records(prompts.path / f"{split}.jsonl", Prompt)
+        generator = hf_generator(
+            x,
+            policy,
+            version=0,
+            seed=stage_seed(x, split),
+            num_completions=x.evaluate.num_completions,
+            temperature=x.evaluate.temperature,
+            temperatures=None,
+        )
+        file = RowFile(build.path / "groups.jsonl")
+        for chunk in chunks(build, file, wanted, generator.prompts_at_once):
+            file.append([group for group in generator.generate(chunk) if group.completions])
+        groups = read_records(file.path, Group)
+        build.count(len(wanted), len(groups), {"prompt_too_long": len(wanted) - len(groups)})
+        rows, build.stats = measure(
+            groups,
+            model=generator.model,
+            codec=generator.codec,
+            reference=model_folder(reference),
+            scorers={
+                "score": gold_scorer(x, x.evaluate.scorer, None) if x.evaluate.scorer else None,
+                "second": gold_scorer(x, x.evaluate.second_scorer, None)
+                if x.evaluate.second_scorer
+                else None,
+                "proxy": loop_reward_scorer(x, proxy, labels=0) if proxy else None,
+            },
+            start=start.path if start else None,
+            previous=previous.path if previous else None,
+            options=x.evaluate,
+            runtime=x.runtime,
+        )
+        build.stats |= text_statistics(groups)
+        write_rows(build.path / "measurements.jsonl", rows)
+
+    section = without_paths(x.evaluate, "prompts", "num_prompts", "num_samples_shown")
+    sampling = without_paths(x.generate, "engine", "num_completions", "temperature", "temperatures")
+    config = {"evaluate": section, "sampling": sampling, "split": split, "seed": x.seed}
+    inputs = {
+        "policy": policy,
+        "prompts": prompts,
+        "reference": reference,
+        "proxy": proxy,
+        "start": start,
+        "previous": previous,
+    }
+    external = {
+        role: digest
+        for role, section in (("scorer", x.evaluate.scorer), ("second", x.evaluate.second_scorer))
+        if section is not None
+        for digest in [scorer_digest(section)]
+        if digest is not None
+    }
+    number = x.evaluate.num_prompts if split == "evaluation" else x.loop.gate.num_prompts
+    work = f"{number} prompts x {x.evaluate.num_completions}"
+    return Stage("evaluate", 1, config, inputs, body, external=external, work=work)
+
+
+def promote(x: Experiment, candidate: Artefact, previous: Artefact, measured: Artefact) -> Stage:
+    """Keeps the new policy, or rolls back to the one before; the choice is an artefact like any other."""
+
+    def body(build: Build) -> None:
+        stats = measured.stats
+        gain = stats["proxy_gain_vs_previous" if x.loop.gate.metric == "proxy" else "score_gain_vs_previous"]
+        kl = stats["kl"]["mean"] if stats["kl"] else 0.0
+        reasons = []
+        if gain is not None and gain["high"] < 0:
+            reasons.append(f"{x.loop.gate.metric} fell by {-gain['mean']:.3f}, interval below 0")
+        if x.loop.gate.max_kl is not None and kl > x.loop.gate.max_kl:
+            reasons.append(f"KL {kl:.2f} is above {x.loop.gate.max_kl:g}")
+        kept = previous if reasons else candidate
+        choice = {
+            "policy": kept.key,
+            "folder": model_folder(kept).parent.name,
+            "promoted": not reasons,
+            "reason": "; ".join(reasons) or f"{x.loop.gate.metric} did not fall",
+        }
+        write_json(build.path / "policy.json", choice)
+        build.stats = choice
+
+    config = hashed(x.loop.gate)
+    inputs = {"candidate": candidate, "previous": previous, "measured": measured}
+    return Stage("promote", 1, config, inputs, body, work="keep or roll back")

@@ -1,0 +1,227 @@
+"""Stages that make models: the base model, supervised fine-tuning, reward models, policies."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from prefloop import data
+from prefloop.config import Experiment, SourceSection, hashed
+from prefloop.interfaces import InputError
+from prefloop.launch import run_job
+from prefloop.records import PreferencePair, content_id
+from prefloop.stages.shared import (
+    digests,
+    mean,
+    model_digest,
+    model_folder,
+    read_pairs,
+    source_config,
+    stage_seed,
+    training_work,
+    without_paths,
+)
+from prefloop.store import Artefact, Build, Stage
+
+
+def base_model(x: Experiment) -> Stage:
+    """The language model brought into the workspace, or made from scratch."""
+    section = hashed(x.model)
+    path = section.pop("path")
+    if path.startswith("builtin:"):
+        texts = x.sft.text or x.sft.data
+        assert texts is not None, "checked when the experiment was read"
+
+        def make(build: Build) -> None:
+            from prefloop.modeling import make_tiny_model
+
+            if path != "builtin:tiny-llama":
+                raise InputError(f"model.path = {path!r}: the only built-in model is builtin:tiny-llama")
+            sentences = [*_all_text(x)]
+            make_tiny_model(sentences, build.path / "model", seed=stage_seed(x, "base"))
+            build.count(len(sentences), len(sentences))
+            build.stats = {"made_from": texts.path}
+
+        config = {"path": path, "seed": x.seed, "sources": source_config(x.sft.text, x.sft.data)}
+        return Stage(
+            "base",
+            1,
+            config,
+            {},
+            make,
+            external=digests(text=x.sft.text, data=x.sft.data),
+            work="a new model",
+        )
+
+    def bring(build: Build) -> None:
+        from prefloop.modeling import import_model, settle
+
+        settle(x.runtime)
+        build.stats = import_model(x.model, build.path / "model", x.runtime)
+
+    external = {"model": model_digest(path, x.model.revision)}
+    if Path(x.model.template).is_file():
+        external["template"] = data.source_digest(SourceSection(path=x.model.template))
+    return Stage("base", 1, section, {}, bring, external=external, work=f"import {path}")
+
+
+def _all_text(x: Experiment) -> Iterator[str]:
+    if x.sft.text is not None:
+        yield from (row.text for row in data.read_texts(x.sft.text).rows)
+    if x.sft.data is not None:
+        for row in data.read_demonstrations(x.sft.data).rows:
+            yield from (message.content for message in row.messages)
+
+
+def sft(x: Experiment, base: Artefact) -> Stage:
+    """Supervised fine-tuning of the base model."""
+
+    def body(build: Build) -> None:
+        from prefloop.train.sft import SftJob, train_sft
+
+        texts = data.read_texts(x.sft.text) if x.sft.text else None
+        shown = data.read_demonstrations(x.sft.data) if x.sft.data else None
+        loaded = [one for one in (texts, shown) if one is not None]
+        job = SftJob(
+            start=model_folder(base),
+            demonstrations=tuple(shown.rows) if shown else (),
+            texts=tuple(texts.rows) if texts else (),
+            options=x.sft,
+            dtype=x.model.dtype,
+            seed=stage_seed(x, "sft"),
+            runtime=x.runtime,
+            out=build.path,
+        )
+        build.stats = run_job(train_sft, job, x.runtime, build.progress)
+        dropped = sum((Counter(one.dropped) for one in loaded), Counter())
+        used = build.stats["num_demonstrations"] + build.stats["num_texts"]
+        dropped["not_drawn"] = sum(len(one.rows) for one in loaded) - used
+        build.count(sum(one.rows_in for one in loaded), used, dropped)
+
+    config = {**without_paths(x.sft, "data", "text"), "dtype": x.model.dtype, "seed": x.seed}
+    external = digests(text=x.sft.text, data=x.sft.data)
+    return Stage("sft", 1, config, {"base": base}, body, external=external, work=training_work(x.sft))
+
+
+def import_reward(x: Experiment, path: str) -> Stage:
+    """A finished reward model, checked and copied into the workspace."""
+
+    def body(build: Build) -> None:
+        from prefloop.modeling import load_reward_model, save_model, settle
+
+        settle(x.runtime)
+        model, codec = load_reward_model(path, x.runtime)
+        save_model(model, codec.tokenizer, build.path / "model", dtype="float32")
+        build.stats = {"validation": None, "num_rows": 0}
+
+    external = {"model": model_digest(path, None)}
+    return Stage("reward", 1, {"imported": True}, {}, body, external=external, work=f"import {path}")
+
+
+def reward_model(x: Experiment, trunk: Artefact, pairs: Sequence[Artefact]) -> Stage:
+    """A reward model trained on all pairs given, from the SFT policy's trunk or another model."""
+
+    def body(build: Build) -> None:
+        from prefloop.train.reward import RewardJob, train_reward
+
+        rows = read_pairs(pairs)
+        training, validation = split_pairs(rows, x.reward.validation_share)
+        if not training:
+            raise InputError(
+                "no preference pairs to train the reward model on; see `prefloop show` for what was dropped"
+            )
+        job = RewardJob(
+            trunk=str(model_folder(trunk)) if x.reward.start == "sft" else x.reward.start,
+            pairs=tuple(training),
+            validation=tuple(validation),
+            options=x.reward,
+            dtype=x.model.dtype,
+            seed=stage_seed(x, "reward"),
+            runtime=x.runtime,
+            out=build.path,
+        )
+        build.stats = run_job(train_reward, job, x.runtime, build.progress)
+        build.count(len(rows), len(training) + len(validation))
+
+    config = {
+        **without_paths(x.reward, "data", "model", "seed_prompts", "start"),
+        "dtype": x.model.dtype,
+        "seed": x.seed,
+    }
+    external = {} if x.reward.start == "sft" else {"start": model_digest(x.reward.start, None)}
+    inputs = {"trunk": trunk if x.reward.start == "sft" else None, "pairs": pairs}
+    return Stage("reward", 1, config, inputs, body, external=external, work=training_work(x.reward))
+
+
+def train_policy(
+    x: Experiment,
+    start: Artefact,
+    reference: Artefact | None,
+    pairs: Sequence[Artefact],
+    *,
+    version: int,
+    batches: int,
+) -> Stage:
+    """The policy after one iteration. Without `reference` the one at the path `policy.reference` is used."""
+    steps = x.policy.steps_per_batch * batches if x.policy.steps_per_batch and batches else None
+
+    def body(build: Build) -> None:
+        from prefloop.train.preference import PolicyJob, train_policy
+
+        everything = read_pairs(pairs)
+        fresh = [one for one in everything if not _is_stale(one, version, x.loop.max_staleness)]
+        training, validation = split_pairs(fresh, x.policy.validation_share)
+        if not training:
+            raise InputError(
+                "no preference pairs to train the policy on; see `prefloop show` for what was dropped"
+            )
+        job = PolicyJob(
+            start=model_folder(start),
+            reference=model_folder(reference) if reference else Path(x.policy.reference),
+            pairs=tuple(training),
+            validation=tuple(validation),
+            options=x.policy,
+            steps=steps,
+            dtype=x.model.dtype,
+            seed=stage_seed(x, "policy"),
+            runtime=x.runtime,
+            out=build.path,
+        )
+        build.stats = run_job(train_policy, job, x.runtime, build.progress)
+        ages = [version - one.chosen.policy_version for one in fresh if one.chosen.policy]
+        build.stats |= {
+            "mean_staleness": mean(ages),
+            "reference": reference.name if reference else x.policy.reference,
+        }
+        build.count(len(everything), len(fresh), {"stale": len(everything) - len(fresh)})
+
+    config = {
+        **without_paths(x.policy, "offline_data", "reference", "start", "data", "steps_per_batch"),
+        "steps": steps,
+        "dtype": x.model.dtype,
+        "seed": x.seed,
+        "max_staleness": x.loop.max_staleness,
+        "version": version if x.loop.max_staleness is not None else None,
+    }
+    external = {} if reference else {"reference": model_digest(x.policy.reference, None)}
+    inputs = {"start": start, "reference": reference, "pairs": pairs}
+    return Stage("policy", 1, config, inputs, body, external=external, work=training_work(x.policy, steps))
+
+
+def _is_stale(pair: PreferencePair, version: int, max_staleness: int | None) -> bool:
+    return bool(
+        max_staleness is not None
+        and pair.chosen.policy
+        and version - pair.chosen.policy_version > max_staleness
+    )
+
+
+def split_pairs(
+    pairs: Sequence[PreferencePair], share: float
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """Training and validation pairs, split by prompt so that no prompt is on both sides, the same way every time."""
+    threshold = int(share * (1 << 64))
+    held_out = [int(content_id("validation", one.prompt.id), 16) < threshold for one in pairs]
+    return (
+        [one for one, out in zip(pairs, held_out, strict=True) if not out],
+        [one for one, out in zip(pairs, held_out, strict=True) if out],
+    )

@@ -1,0 +1,211 @@
+"""What several stages need: seeds, digests for keys, chunks, and the parts that experiments name."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from prefloop import data, tales
+from prefloop.config import Experiment, GoldScorer, SourceSection, hashed
+from prefloop.interfaces import InputError, Scorer
+from prefloop.records import Group, Judgement, PreferencePair, content_id, judgement_adapter
+from prefloop.statistics import distinct_n
+from prefloop.store import Artefact, Build, RowFile, read_json, read_records
+
+Item = TypeVar("Item")
+PATH_KEYS = frozenset({"path", "model", "target", "source"})
+"""Config keys that name outside files; those enter a key by content."""
+
+
+def model_folder(artefact: Artefact) -> Path:
+    """The transformers folder of a policy or reward model; a promotion points to the one that was kept."""
+    if artefact.kind == "promote":
+        return artefact.path.parent / read_json(artefact.path / "policy.json")["folder"] / "model"
+    return artefact.path / "model"
+
+
+def stage_seed(x: Experiment, *names: object) -> int:
+    """A seed for one purpose, so that purposes do not share random numbers."""
+    return int(content_id(x.seed, *names), 16) >> 33
+
+
+def hf_generator(x: Experiment, policy: Artefact, *, version: int, seed: int, **changes: object) -> Any:
+    """A sampler of the policy in this process; `changes` replace keys of `generate`."""
+    from prefloop.generate.hf import Author, HfGenerator
+    from prefloop.modeling import load_codec, load_policy, settle
+
+    settle(x.runtime)
+    folder = model_folder(policy)
+    return HfGenerator(
+        load_policy(folder, x.runtime),
+        load_codec(folder),
+        x.generate.model_copy(update=changes),
+        seed=seed,
+        author=Author(folder.parent.name, version),
+        rows=x.runtime.generation_rows,
+    )
+
+
+def text_statistics(groups: Sequence[Group]) -> dict[str, Any]:
+    """Counts, lengths and diversity of completions."""
+    completions = [one for group in groups for one in group.completions]
+    tokens = [len(one.token_ids) for one in completions if one.token_ids is not None]
+    return {
+        "num_completions": len(completions),
+        "tokens": sum(tokens),
+        "mean_tokens": round(sum(tokens) / len(tokens), 3) if tokens else None,
+        "mean_characters": round(sum(len(one.text) for one in completions) / max(1, len(completions)), 3),
+        "truncated_share": share([one.finish_reason == "length" for one in completions]),
+        "distinct_1": distinct_n([one.text for one in completions], 1),
+        "distinct_2": distinct_n([one.text for one in completions], 2),
+    }
+
+
+def share(flags: Sequence[bool]) -> float:
+    return round(sum(flags) / len(flags), 6) if flags else 0.0
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return round(sum(values) / len(values), 6) if values else None
+
+
+def read_pairs(artefacts: Iterable[Artefact]) -> list[PreferencePair]:
+    """The pairs of several artefacts, in order."""
+    return [
+        one for artefact in artefacts for one in read_records(artefact.path / "pairs.jsonl", PreferencePair)
+    ]
+
+
+def read_judgements(path: Path) -> list[Judgement]:
+    """The judgement rows of a file that prefloop wrote."""
+    with path.open(encoding="utf-8") as file:
+        return [judgement_adapter.validate_json(line) for line in file]
+
+
+def chunks(build: Build, file: RowFile, items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """The chunks that are not yet in the file; progress is told in items."""
+    for start in range(file.chunks * size, len(items), size):
+        build.progress(start, len(items), file.path.stem)
+        yield items[start : start + size]
+    build.progress(len(items), len(items), file.path.stem)
+
+
+def annotator_scorer(x: Experiment, reward: Artefact | None) -> Scorer:
+    """The annotator, as one that scores."""
+    from prefloop.annotate.choose import scorer
+
+    return scorer(
+        x.annotate.annotator,
+        seed=stage_seed(x, "annotate"),
+        reward_scorer=lambda path: reward_scorer(x, path, reward, labels=1),
+    )
+
+
+def gold_scorer(x: Experiment, section: GoldScorer, reward: Artefact | None) -> Scorer:
+    """The scorer that a section names, for measuring; it costs no labels."""
+    from prefloop.annotate.choose import scorer
+
+    return scorer(section, seed=0, reward_scorer=lambda path: reward_scorer(x, path, reward, labels=0))
+
+
+def reward_scorer(x: Experiment, path: str | None, reward: Artefact | None, *, labels: int) -> Scorer:
+    """The scorer of a reward model at a path, or of the loop's own when there is no path."""
+    if path is None:
+        if reward is None:
+            raise InputError(
+                "reward_model: name a model here; the loop's own reward model cannot play this role"
+            )
+        return loop_reward_scorer(x, reward, labels=labels)
+    from prefloop.annotate.reward_model import RewardModelScorer
+    from prefloop.modeling import load_reward_model, settle
+
+    settle(x.runtime)
+    model, codec = load_reward_model(path, x.runtime)
+    return RewardModelScorer(
+        model, codec, name=f"reward:{path}", same_tokens=False, labels=labels, runtime=x.runtime
+    )
+
+
+def loop_reward_scorer(x: Experiment, reward: Artefact, *, labels: int) -> Scorer:
+    from prefloop.annotate.reward_model import RewardModelScorer
+    from prefloop.modeling import load_reward_model, settle
+
+    settle(x.runtime)
+    model, codec = load_reward_model(reward.path / "model", x.runtime)
+    own_tokens = x.reward.model is None and x.reward.start == "sft"
+    return RewardModelScorer(
+        model, codec, name=f"reward:{reward.key}", same_tokens=own_tokens, labels=labels, runtime=x.runtime
+    )
+
+
+def annotator_digests(x: Experiment) -> dict[str, str]:
+    annotator = x.annotate.annotator
+    match annotator.kind:
+        case "recorded":
+            return {"recorded": data.source_digest(SourceSection(path=annotator.path))}
+        case "pairwise":
+            return {"model": model_digest(annotator.model, None)}
+        case "simulated":
+            digest = scorer_digest(annotator.gold)
+            return {"gold": digest} if digest else {}
+        case "reward_model" | "rule" | "function":
+            digest = scorer_digest(annotator)
+            return {"scorer": digest} if digest else {}
+        case _:
+            return {}
+
+
+def scorer_digest(section: GoldScorer) -> str | None:
+    match section.kind:
+        case "function":
+            from prefloop.annotate.function import function_digest
+
+            return function_digest(section.target)
+        case "reward_model":
+            return model_digest(section.model, None) if section.model else None
+        case "rule":
+            return tales.VERSION if section.rule.startswith("tales") else None
+
+
+def model_digest(path: str, revision: str | None) -> str:
+    """What a model's content is known by: the digest of its folder, or the hub commit."""
+    if Path(path).exists() or path.startswith((".", "/", "~")):
+        return data.source_digest(SourceSection(path=path))
+    return data.hub_revision(path, revision, repo_type="model")
+
+
+def digests(**sources: SourceSection | None) -> dict[str, str]:
+    return {role: data.source_digest(one) for role, one in sources.items() if one is not None}
+
+
+def source_config(*sources: SourceSection | None) -> list[Any]:
+    return [
+        None if one is None else {key: value for key, value in hashed(one).items() if key != "path"}
+        for one in sources
+    ]
+
+
+def without_paths(section: BaseModel, *leave_out: str) -> dict[str, Any]:
+    """Hashed values without keys that name outside files: those enter by content. Data sources keep their options."""
+    values: dict[str, Any] = {}
+    for name, value in hashed(section).items():
+        inner = getattr(section, name)
+        if isinstance(inner, SourceSection):
+            values[name] = source_config(inner)[0]
+        elif name not in leave_out:
+            values[name] = _pathless(value)
+    return values
+
+
+def _pathless(value: Any) -> Any:
+    if isinstance(value, dict):
+        local = value.get("kind") != "judge"  # a judge's model is a name, not a file
+        return {key: _pathless(one) for key, one in value.items() if not (local and key in PATH_KEYS)}
+    return value
+
+
+def training_work(options: Any, steps: int | None = None) -> str:
+    if steps or options.max_steps:
+        return f"{steps or options.max_steps} steps of {options.batch_size}"
+    return f"{options.epochs:g} epochs, batches of {options.batch_size}"
