@@ -178,7 +178,7 @@ def test_hub_rows_come_from_the_commit_that_the_digest_names(monkeypatch: pytest
     def load(name: str, configuration: str | None, *, split: str, revision: str) -> list[dict[str, object]]:
         return [{"asked": [name, configuration, split, revision]}]
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, timeout: Info)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda self, name, **_: Info)
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert content_digest("hub:openai/gsm8k/main") == "hub:openai/gsm8k/main@c0ffee"
     (row,) = raw_rows("hub:openai/gsm8k/main", "test")
@@ -192,12 +192,12 @@ def test_an_unreachable_hub_is_unavailable_and_a_wrong_name_is_an_input_error(
     import huggingface_hub
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    def offline(self: object, name: str, timeout: float) -> None:
+    def offline(*_, **__) -> None:
         raise OfflineModeIsEnabled("offline")
 
     assert callable(use)
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
-    with pytest.raises(Unavailable, match="hub:owner/name: the hub does not answer; run again later"):
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", offline)
+    with pytest.raises(Unavailable, match="owner/name: the hub does not answer; run again later"):
         use("hub:owner/name")
     with pytest.raises(InputError, match="hub:name: a data set of the hub is written hub:owner/name"):
         use("hub:name")
@@ -213,7 +213,7 @@ def test_a_split_that_the_data_set_does_not_have_is_an_input_error(monkeypatch: 
     def load(name: str, configuration: str | None, *, split: str, revision: str) -> None:
         raise ValueError('Unknown split "tset". Should be one of [test].\nmore')
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, timeout: Info)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda self, name, **_: Info)
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(InputError, match=r"^hub:owner/name: cannot load split 'tset': Unknown split [^\n]*$"):
         list(raw_rows("hub:owner/name", "tset"))

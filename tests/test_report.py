@@ -31,7 +31,9 @@ class Planted:
     def save(self) -> None:
         folder = self.workspace.runs / "demo"
         folder.mkdir(exist_ok=True)
-        write_json(folder / "run.json", {"name": "demo", "experiment": self.experiment, "entries": self.entries})
+        write_json(
+            folder / "run.json", {"name": "demo", "experiment": self.experiment, "entries": self.entries}
+        )
 
     def add(
         self,
@@ -50,7 +52,14 @@ class Planted:
         """Adds an entry and, unless it is still missing, its artefact; returns the key."""
         name = f"{arm}/{iteration}/{kind}/{role}/{len(self.entries)}"
         key = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
-        entry = {"arm": arm, "iteration": iteration, "role": role or kind, "kind": kind, "key": key, "work": ""}
+        entry = {
+            "arm": arm,
+            "iteration": iteration,
+            "role": role or kind,
+            "kind": kind,
+            "key": key,
+            "work": "",
+        }
         self.entries.append(entry)
         self.save()
         if exists:
@@ -69,7 +78,9 @@ class Planted:
 
     def share(self, arm: str) -> None:
         """Repeats the entries before the loop in another arm's list."""
-        self.entries += [one | {"arm": arm} for one in self.entries if one["arm"] == "main" and one["iteration"] is None]
+        self.entries += [
+            one | {"arm": arm} for one in self.entries if one["arm"] == "main" and one["iteration"] is None
+        ]
         self.save()
 
     def evaluate(
@@ -87,12 +98,22 @@ class Planted:
         """An evaluation with one answer a prompt."""
         groups, measurements = [], []
         for index, score in enumerate(scores):
-            prompt = Prompt.of((Message(role="user", content=prompts[index] if prompts else f"prompt {index}"),))
-            completion = file_completion(prompt, texts[index] if texts else f"{arm} {iteration} answer {index}")
+            prompt = Prompt.of(
+                (Message(role="user", content=prompts[index] if prompts else f"prompt {index}"),)
+            )
+            completion = file_completion(
+                prompt, texts[index] if texts else f"{arm} {iteration} answer {index}"
+            )
             groups.append(Group(prompt=prompt, completions=(completion,)).model_dump_json())
             measurements.append(
                 {"prompt_id": prompt.id, "completion_id": completion.id, "score": score, "second": None}
-                | {"proxy": 2 * score, "proxy_start": 2 * score, "kl": 1.0, "tokens": 10 + index, "characters": 50}
+                | {
+                    "proxy": 2 * score,
+                    "proxy_start": 2 * score,
+                    "kl": 1.0,
+                    "tokens": 10 + index,
+                    "characters": 50,
+                }
             )
         figures = {"num_prompts": len(scores), "num_completions": len(scores)}
         files = {"groups.jsonl": groups, "measurements.jsonl": measurements}

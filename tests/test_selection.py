@@ -58,7 +58,11 @@ def test_max_random_always_chooses_the_best_and_rejects_each_other_one_over_seed
     rejected = set()
     for seed in range(40):
         choice = choose(
-            SCORES[name], "max_random", lengths=[len(one) for one in TEXTS[name]], length_penalty=0, seed=[seed]
+            SCORES[name],
+            "max_random",
+            lengths=[len(one) for one in TEXTS[name]],
+            length_penalty=0,
+            seed=[seed],
         )
         assert choice is not None
         assert choice.chosen == 0
@@ -93,7 +97,9 @@ def test_equal_best_scores_resolve_to_the_lowest_position():
 
 def test_identical_texts_are_not_a_pair():
     prompt = Prompt.of((Message(role="user", content="p"),))
-    one = Group(prompt=prompt, completions=tuple(file_completion(prompt, "same", index) for index in range(2)))
+    one = Group(
+        prompt=prompt, completions=tuple(file_completion(prompt, "same", index) for index in range(2))
+    )
     assert pairs_of(one, scores_of(one, [1.0, 0.0]), SelectSection(), seed=0) == ([], "identical")
 
 
@@ -155,11 +161,14 @@ def test_proposals_are_two_different_texts():
     prompt = Prompt.of((Message(role="user", content="p"),))
     texts = ["same", "same", "other"]
     one = Group(
-        prompt=prompt, completions=tuple(file_completion(prompt, text, index) for index, text in enumerate(texts))
+        prompt=prompt,
+        completions=tuple(file_completion(prompt, text, index) for index, text in enumerate(texts)),
     )
     for seed in range(20):
         choice = propose(one, None, "max_min", seed)
         assert {texts[choice.chosen], texts[choice.rejected]} == {"same", "other"}
-    ranked = {completion.id: value for completion, value in zip(one.completions, [3.0, 1.0, 2.0], strict=True)}
+    ranked = {
+        completion.id: value for completion, value in zip(one.completions, [3.0, 1.0, 2.0], strict=True)
+    }
     best = propose(one, ranked, "max_min", 0)
     assert (best.chosen, best.rejected) == (0, 2)

@@ -28,11 +28,11 @@ from rich.table import Table
 
 from prefloop import __version__, config, pipeline
 from prefloop.config import MAIN_ARM, Experiment
-from prefloop.interfaces import InputError, PrefloopError
+from prefloop.interfaces import PrefloopError
 from prefloop.interfaces import Progress as Report
 from prefloop.pipeline import Entry, Watcher
 from prefloop.records import Group
-from prefloop.store import Artefact, Workspace, folder_bytes, garbage, read_records, remove
+from prefloop.store import Artefact, Workspace, read_records
 
 console = Console()
 errors = Console(stderr=True)

@@ -33,6 +33,13 @@ def _shorthand(key: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
+def _default_kind(kind: str) -> BeforeValidator:
+    """Lets `kind` be left out of a section that has a usual one."""
+    return BeforeValidator(
+        lambda value: {"kind": kind, **value} if isinstance(value, dict) and "kind" not in value else value
+    )
+
+
 class SourceSection(Section):
     """Where rows come from: a file, a folder, `hub:name`, or text that prefloop makes itself (`builtin:tales/...`)."""
 
@@ -129,7 +136,9 @@ class SftSection(TrainingSection):
     packing: bool = False
     """Join rows up to `max_length` tokens to waste no padding; rows of one pack attend to each other."""
     learning_rate: float = Field(default=2e-5, gt=0)
+    """Peak learning rate."""
     batch_size: int = Field(default=32, ge=1)
+    """Rows (pairs, for preferences) in one optimiser step, over all devices."""
 
 
 class RewardSection(TrainingSection):
@@ -146,7 +155,9 @@ class RewardSection(TrainingSection):
     validation_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of prompts held out to measure accuracy; never trained on."""
     learning_rate: float = Field(default=9e-6, gt=0)
+    """Peak learning rate."""
     batch_size: int = Field(default=64, ge=1)
+    """Rows (pairs, for preferences) in one optimiser step, over all devices."""
 
 
 class HfEngine(Section):
@@ -165,7 +176,7 @@ class RecordedEngine(Section):
     """Groups: `prompt` and a list of `responses`."""
 
 
-Engine = Annotated[HfEngine | RecordedEngine, Field(discriminator="kind")]
+Engine = Annotated[HfEngine | RecordedEngine, Field(discriminator="kind"), _default_kind("hf")]
 
 
 class TemperatureShare(Section):
@@ -426,7 +437,9 @@ class RaftObjective(Section):
 
 
 Objective = Annotated[
-    DpoObjective | IpoObjective | HingeObjective | RaftObjective, Field(discriminator="kind")
+    DpoObjective | IpoObjective | HingeObjective | RaftObjective,
+    Field(discriminator="kind"),
+    _default_kind("dpo"),
 ]
 
 
@@ -448,7 +461,9 @@ class PolicySection(TrainingSection):
     validation_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of prompts held out to measure the pair accuracy after training."""
     learning_rate: float = Field(default=5e-7, gt=0)
+    """Peak learning rate."""
     epochs: float = Field(default=2.0, gt=0)
+    """Passes over the data."""
 
 
 class EvaluateSection(Section):

@@ -13,7 +13,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from prefloop.interfaces import InputError, Unavailable
 from prefloop.store import digest_path
@@ -58,7 +58,8 @@ def raw_rows(path: str, split: str) -> Iterator[RawRow]:
 def content_digest(path: str) -> str:
     """Digest of what a path holds: file or folder content, or the commit of a data set of the hub."""
     if path.startswith(HUB):
-        return f"{path}@{_hub_commit(path)}"
+        name, _ = _hub_name(path)
+        return f"{path}@{hub_commit(name, 'dataset')}"
     return digest_path(Path(path))
 
 
@@ -213,34 +214,52 @@ def _hub_name(path: str) -> tuple[str, str | None]:
     return f"{owner}/{name}", configuration or None
 
 
-def _hub_commit(path: str) -> str:
-    """The commit that the data set's main branch points to."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
+def hub_commit(name: str, kind: Literal["dataset", "model"], revision: str | None = None) -> str:
+    """The commit that a repository's branch (main, or `revision`) points to; offline, the newest one downloaded before.
 
-    name, _ = _hub_name(path)
+    Raises InputError for a repository that is not there and Unavailable for a hub that does not answer.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        HFValidationError,
+        HTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
     try:
-        commit = HfApi().dataset_info(name, timeout=HUB_TIMEOUT_S).sha
+        commit = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=HUB_TIMEOUT_S).sha
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise InputError(
-            f"{path}: the hub has no such data set, or it needs a login (`hf auth login`)"
+            f"{name}: the hub has no such {kind}, or it needs a login (`hf auth login`)"
         ) from error
-    except (HTTPError, OSError) as error:
-        raise Unavailable(
-            f"{path}: the hub does not answer; run again later, or download the data set and name its folder"
-        ) from error
+    except (HTTPError, OfflineModeIsEnabled, OSError) as error:
+        commit = _downloaded_commit(name, kind, revision)
+        if commit is None:
+            raise Unavailable(
+                f"{name}: the hub does not answer; run again later, or download the {kind} and name its folder"
+            ) from error
     if commit is None:
-        raise Unavailable(f"{path}: the hub names no commit for this data set; run again later")
+        raise Unavailable(f"{name}: the hub names no commit for this {kind}; run again later")
     return commit
+
+
+def _downloaded_commit(name: str, kind: str, revision: str | None) -> str | None:
+    """The commit of the copy in the local cache, if there is one."""
+    from huggingface_hub import try_to_load_from_cache
+
+    file = "config.json" if kind == "model" else "README.md"
+    found = try_to_load_from_cache(name, file, revision=revision, repo_type=kind)
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def _hub_rows(path: str, split: str) -> Iterator[RawRow]:
     """Rows of the commit that `content_digest` names; an update in between changes neither."""
-    commit = _hub_commit(path)
+    name, configuration = _hub_name(path)
+    commit = hub_commit(name, "dataset")
     import datasets
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-    name, configuration = _hub_name(path)
     try:
         table = datasets.load_dataset(name, configuration, split=split, revision=commit)
     except (DatasetNotFoundError, DatasetsError, ValueError) as error:

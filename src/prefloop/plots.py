@@ -22,7 +22,7 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 14, 16, 42
 COLOURS = 6
 """Arms beyond this many share colours."""
 RIDGE_LABEL, RIDGE_HEIGHT = 104, 34
-NODE_WIDTH, NODE_HEIGHT, NODE_GAP_X, NODE_GAP_Y = 78, 24, 24, 14
+NODE_WIDTH, NODE_HEIGHT, NODE_GAP_X, NODE_GAP_Y = 78, 24, 24, 20
 LINEAGE_LABEL = 132
 
 
@@ -66,9 +66,9 @@ def duration(seconds: float) -> str:
 
 def places_for(width: float | None) -> int:
     """Decimals that an interval of this width deserves."""
-    if width is None:
+    if not width:
         return 2
-    return next((places for places, limit in enumerate((40, 4, 0.04, 0.004)) if width >= limit), 4)
+    return next((places for places, limit in enumerate((20, 1, 0.05, 0.005)) if width >= limit), 4)
 
 
 # --- figures ----------------------------------------------------------------------------------------------
@@ -124,35 +124,41 @@ def colour(arms: Sequence[str], arm: str) -> str:
 
 
 def _score_figure(report: "Report") -> Figure | None:
-    field = "score" if any(one.score for one in report.policies) else "proxy"
+    scored = any(one.score for one in report.policies)
+    field = "score" if scored else "proxy_gain_vs_start"
     start = report.start
-    lines = []
+    first = getattr(start, field) if start else None
+    lines, arms = [], []
     for arm in report.arms:
-        chain = [one for one in report.policies if one.arm == arm and one.iteration is not None]
-        points = [
-            _score_point(one, field) for one in ([start] if start else []) + chain if getattr(one, field)
-        ]
-        if any(one.iteration is not None for one in chain if getattr(one, field)):
-            lines.append(Line(arm, colour(report.arms, arm), tuple(points), band=True))
+        points = [_score_point(one, field) for one in _chain(report, arm) if getattr(one, field)]
+        if points:
+            at_start = [Point(0.0, first.mean, first.low, first.high)] if first else []
+            lines.append(Line(colour(report.arms, arm), (*at_start, *points), band=True))
+            arms.append(arm)
     if not lines:
         return None
-    level = f"{100 * report.confidence:g}%"
-    name = report.score_name if field == "score" else "reward model's own score"
-    first = getattr(start, field) if start else None
-    num = next(one.num_prompts for one in report.policies if getattr(one, field))
+    if start and first:
+        lines.append(Line("start", (_score_point(start, field),), band=True))
+    name = f"{report.score_name}, held-out prompts" if scored else "reward model's gain over the start"
     return Figure(
-        f"{name[0].upper()}{name[1:]} by labels spent",
-        f"Mean over n = {num:,} held-out prompts; bands are {level} intervals over prompts (bootstrap). "
+        f"{report.score_name.capitalize() if scored else 'Proxy gain'} by labels spent",
+        f"Mean over n = {max(one.num_prompts for one in report.policies):,} held-out prompts. {_bands(report)} "
         "Numbers are iterations.",
-        tuple(Key(line.name, line.colour) for line in lines)
-        + ((Key("SFT start", "start", "dashed"),) if first else ()),
-        line_chart(
-            lines,
-            x_label="labels spent",
-            y_label=f"{name}, held-out prompts" if field == "score" else name,
-            rule=first.mean if first else None,
-        ),
+        (*_arm_keys(report, arms), Key("SFT start", "start", "dashed")),
+        line_chart(lines, x_label="labels spent", y_label=name, rule=first.mean if first else 0.0),
     )
+
+
+def _chain(report: "Report", arm: str) -> "list[Policy]":
+    return [one for one in report.policies if one.arm == arm and one.iteration is not None]
+
+
+def _arm_keys(report: "Report", arms: Sequence[str]) -> tuple[Key, ...]:
+    return tuple(Key(arm, colour(report.arms, arm)) for arm in arms)
+
+
+def _bands(report: "Report") -> str:
+    return f"Bands are {100 * report.confidence:g}% intervals over prompts (bootstrap)."
 
 
 def _score_point(policy: "Policy", field: str) -> "Point":
@@ -162,48 +168,50 @@ def _score_point(policy: "Policy", field: str) -> "Point":
         words += f", interval {number(value.low)} to {number(value.high)}"
     label = "" if policy.iteration is None else str(policy.iteration + 1) + (" best" if policy.best else "")
     note = f"{words}, {policy.labels:,} labels"
-    return Point(
-        policy.labels, value.mean, value.low, value.high, note, label, loose=policy.promoted is False
-    )
+    loose = policy.promoted is False
+    return Point(policy.labels, value.mean, value.low, value.high, note, label, loose)
 
 
 def _optimisation_figure(report: "Report") -> Figure | None:
     start = report.start
-    lines = []
+    units = {"score": start and start.score_deviation, "proxy": start and start.proxy_deviation}
+    lines, arms = [], []
     for arm in report.arms:
-        chain = [
-            one for one in report.policies if one.arm == arm and one.iteration is not None and one.sqrt_kl
-        ]
-        styles: dict[str, Style] = {"score": "solid", "proxy": "dashed"}
-        for name, style in styles.items():
-            unit = getattr(start, f"{name}_deviation") if start else None
-            gains = [(one, gain) for one in chain if (gain := getattr(one, f"{name}_gain_vs_start"))]
-            if unit and gains:
-                points = [Point(0.0, 0.0)]
-                for one, gain in gains:
-                    what = report.score_name if name == "score" else "proxy"
-                    note = (
-                        f"{arm}, {one.name}: {what} {number(gain.mean / unit)} SD, √KL {number(one.sqrt_kl)}"
-                    )
-                    label = str((one.iteration or 0) + 1) if name == "score" else ""
-                    low, high = (None if end is None else end / unit for end in (gain.low, gain.high))
-                    loose = one.promoted is False
-                    points.append(Point(one.sqrt_kl or 0.0, gain.mean / unit, low, high, note, label, loose))
-                words = f"{arm}: {report.score_name if name == 'score' else 'proxy'}"
-                lines.append(
-                    Line(words, colour(report.arms, arm), tuple(points), style=style, band=name == "score")
-                )
-    if not lines:
+        for name, unit in units.items():
+            points = _gain_points(_chain(report, arm), name, unit) if unit else []
+            if points:
+                style: Style = "solid" if name == "score" else "dashed"
+                corners = (Point(0.0, 0.0), *points)
+                lines.append(Line(colour(report.arms, arm), corners, style, band=name == "score"))
+                arms.append(arm)
+    if not lines or start is None:
         return None
     return Figure(
         f"{report.score_name.capitalize()} and proxy by distance from the start",
         "Paired gain over the start in standard deviations of the start's own scores, so that both fit one "
-        "axis. The proxy is the reward model; where it rises while the score falls, it is over-optimised. "
-        f"n = {start.num_prompts if start else 0:,} prompts; bands are {100 * report.confidence:g}% intervals "
-        "over prompts (bootstrap).",
-        tuple(Key(line.name, line.colour, line.style) for line in lines),
+        "axis. The proxy is the reward model: where it rises while the score falls, it is over-optimised. "
+        f"n = {start.num_prompts:,} prompts. {_bands(report)}",
+        (
+            *_arm_keys(report, list(dict.fromkeys(arms))),
+            Key(report.score_name, "plain"),
+            Key("proxy", "plain", "dashed"),
+        ),
         line_chart(lines, x_label="√KL(policy ‖ start), √nats", y_label="gain over start, SD", rule=0.0),
     )
+
+
+def _gain_points(policies: "Sequence[Policy]", name: str, unit: float) -> "list[Point]":
+    points = []
+    for one in policies:
+        gain = getattr(one, f"{name}_gain_vs_start")
+        if gain is None or one.sqrt_kl is None:
+            continue
+        mean = gain.mean / unit
+        low, high = (None if end is None else end / unit for end in (gain.low, gain.high))
+        note = f"{one.arm}, {one.name}: {name} {number(mean)} SD, √KL {number(one.sqrt_kl)}"
+        label = str((one.iteration or 0) + 1) if name == "score" else ""
+        points.append(Point(one.sqrt_kl, mean, low, high, note, label, one.promoted is False))
+    return points
 
 
 def _ridge_figure(report: "Report", distribution: "Distribution") -> Figure:
@@ -247,6 +255,7 @@ def _training_figure(
     rule: float | None,
 ) -> Figure | None:
     lines: list[Line] = []
+    arms: list[str] = []
     dividers: set[float] = set()
     for arm in report.arms:
         stages = [one for one in report.training if one.kind in kinds and one.arm == arm]
@@ -254,15 +263,17 @@ def _training_figure(
             points, ends = _joined(stages, field)
             if points:
                 style = "dashed" if field == "rejected_logps" else "solid"
-                name = f"{arm}: {field.removesuffix('_logps')}" if len(fields) > 1 else arm
-                lines.append(Line(name, colour(report.arms, arm), tuple(points), style=style))
+                lines.append(Line(colour(report.arms, arm), tuple(points), style))
+                arms.append(arm)
                 dividers.update(ends[:-1] if arm == report.arms[0] else ())
     if not lines:
         return None
     chart = line_chart(
         lines, x_label="optimiser step", y_label=y_label, rule=rule, dividers=sorted(dividers), size=SMALL
     )
-    keys = tuple(Key(line.name, line.colour, line.style) for line in lines) if len(lines) > 1 else ()
+    keys = _arm_keys(report, list(dict.fromkeys(arms)))
+    if len(fields) > 1:
+        keys += (Key("chosen", "plain"), Key("rejected", "plain", "dashed"))
     return Figure(title, "", keys, chart)
 
 
@@ -303,7 +314,6 @@ class Point:
 class Line:
     """A series of one colour."""
 
-    name: str
     colour: str
     points: tuple[Point, ...]
     style: Style = "solid"
@@ -341,7 +351,7 @@ def line_chart(
     dividers: Sequence[float] = (),
     size: tuple[float, float] = LARGE,
 ) -> Markup:
-    """Lines from x = 0 with bands and markers; `rule` is a horizontal reference line, `dividers` are vertical."""
+    """Lines with bands and markers, from x = 0; `rule` is a horizontal line, `dividers` are vertical."""
     points = [point for line in lines for point in line.points]
     ends = [end for point in points for end in (point.y, point.low, point.high) if end is not None]
     frame = _frame([point.x for point in points], ends + ([] if rule is None else [rule]), size)
@@ -497,14 +507,12 @@ HEADINGS = {
     "draw": "prompts drawn",
 }
 FLOW = {
-    ("base", "sft"), ("base", "generate"), ("base", "policy"), ("base", "evaluate"), ("sft", "generate"),
-    ("sft", "reward"), ("sft", "policy"), ("sft", "evaluate"), ("prompts", "draw"), ("prompts", "generate"),
-    ("draw", "generate"), ("generate", "annotate"), ("generate", "select"), ("annotate", "reward"),
-    ("annotate", "select"), ("reward", "annotate"), ("select", "policy"), ("policy", "policy"),
-    ("policy", "generate"), ("policy", "promote"), ("policy", "evaluate"), ("promote", "generate"),
-    ("promote", "policy"),
+    ("base", "sft"), ("base", "generate"), ("sft", "generate"), ("prompts", "generate"), ("draw", "generate"),
+    ("generate", "annotate"), ("annotate", "reward"), ("annotate", "select"), ("reward", "annotate"),
+    ("select", "policy"), ("policy", "generate"), ("policy", "promote"), ("policy", "evaluate"),
+    ("promote", "generate"),
 }  # fmt: skip
-"""Inputs that are drawn; the tooltip has all, the reference and earlier evaluations too."""
+"""Inputs that are drawn; the tooltip has all: the reference, the pool of prompts, earlier judgements."""
 
 
 @dataclass(frozen=True)
@@ -540,9 +548,9 @@ def lineage(stages: Sequence["StageRow"], arms: Sequence[str]) -> Markup:
         parts.append(_text(0, top + NODE_HEIGHT / 2 + 4, name, kind="name"))
         top += max(depth.values()) * (NODE_HEIGHT + 4) + NODE_GAP_Y
     parts += [_edge(nodes[key], node) for node in nodes.values() for key in _drawn_inputs(node, nodes)]
-    parts += [_node(node, nodes, colour(arms, node.stage.arm)) for node in nodes.values()]
+    parts += [_node(node, nodes, arms) for node in nodes.values()]
     width = round(_column(kinds, kinds[-1]) + NODE_WIDTH + 4)
-    return _svg(width, round(top), "lineage of the artefacts", parts)
+    return _svg(width, round(top - NODE_GAP_Y), "lineage of the artefacts", parts)
 
 
 def _column(kinds: Sequence[str], kind: str) -> float:
@@ -550,15 +558,9 @@ def _column(kinds: Sequence[str], kind: str) -> float:
 
 
 def _drawn_inputs(node: Node, nodes: dict[str, Node]) -> list[str]:
-    known = [key for key in dict.fromkeys(node.stage.inputs) if key in nodes]
-    kinds = {nodes[key].stage.kind for key in known}
-    # next to a newer policy, the SFT policy is only the reference
-    stale = {"base", "sft"} if "policy" in kinds or "promote" in kinds else set()
-    return [
-        key
-        for key in known
-        if (nodes[key].stage.kind, node.stage.kind) in FLOW and nodes[key].stage.kind not in stale
-    ]
+    """One input of each kind, the newest."""
+    newest = {nodes[key].stage.kind: key for key in node.stage.inputs if key in nodes}
+    return [key for kind, key in newest.items() if (kind, node.stage.kind) in FLOW]
 
 
 def _edge(source: Node, target: Node) -> str:
@@ -575,8 +577,9 @@ def _edge(source: Node, target: Node) -> str:
     return f'<path class="edge" d="{path}"/>'
 
 
-def _node(node: Node, nodes: dict[str, Node], colour_class: str) -> str:
+def _node(node: Node, nodes: dict[str, Node], arms: Sequence[str]) -> str:
     stage = node.stage
+    colour_class = "start" if stage.iteration is None else colour(arms, stage.arm)
     made_from = ", ".join(
         f"{nodes[key].stage.kind}-{key}" for key in dict.fromkeys(stage.inputs) if key in nodes
     )

@@ -83,6 +83,7 @@ class StageRow:
     rows_in: int
     rows_out: int
     dropped: Mapping[str, int]
+    started: float | None
     seconds: float
     inputs: tuple[str, ...]
     """Keys of the artefacts it was made from."""
@@ -276,7 +277,7 @@ class Timing:
     kind: str
     seconds: float
     parts: tuple[tuple[str, str, float], ...]
-    """Place, arm and seconds of each stage."""
+    """Place, arm (empty before the loop) and seconds of each stage."""
 
 
 @dataclass(frozen=True)
@@ -348,13 +349,13 @@ def write_report(workspace: Workspace, run: str) -> Path:
     path = workspace.runs / run / "report.html"
     write_json(path.with_name("report.json"), as_dict(report))
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(render(report).encode("utf-8", "replace"))
+    temporary.write_bytes(render(report).encode())
     return temporary.replace(path)
 
 
 def as_dict(report: Report) -> dict[str, Any]:
-    """The report as JSON values; numbers are finite, text is valid Unicode."""
-    return json.loads(json.dumps(dataclasses.asdict(report)).encode("utf-8"))
+    """The report as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(report)))
 
 
 def collect(workspace: Workspace, run: str) -> Report:
@@ -362,8 +363,8 @@ def collect(workspace: Workspace, run: str) -> Report:
     path = workspace.runs / run / "run.json"
     if not path.is_file():
         raise InputError(f"{path}: no such run; `prefloop status` lists the runs of this workspace")
-    journal = read_json(path)
-    experiment = _clean(journal["experiment"])
+    journal = _clean(read_json(path))
+    experiment = journal["experiment"]
     stages = _stages(workspace, journal["entries"])
     measured = _measured(workspace, stages)
     policies = _mark_best(_policies(stages, measured))
@@ -373,9 +374,9 @@ def collect(workspace: Workspace, run: str) -> Report:
     done = [policy for policy in policies if policy.arm == MAIN_ARM and policy.iteration is not None]
     confidence = float(experiment["evaluate"]["confidence"])
     report = Report(
-        run=str(journal["name"]),
+        run=journal["name"],
         version=prefloop.__version__,
-        started=_first_started(workspace, stages),
+        started=min((stage.started for stage in stages if stage.started), default=None),
         verdict="",
         remarks=(),
         score_name="gold score" if _is_simulation(experiment) else "score",
@@ -400,13 +401,13 @@ def collect(workspace: Workspace, run: str) -> Report:
         differences=tuple(_differences(policies, measured, experiment)),
         distributions=_distributions(policies, measured),
         training=tuple(
-            _training(workspace, stage) for stage in _once(stages) if stage.kind in TRAINING_KINDS
+            _training(workspace, stage)
+            for stage in stages
+            if stage.kind in TRAINING_KINDS and (stage.iteration is not None or stage.arm == MAIN_ARM)
         ),
         reward_models=_reward_models(stages),
         collected=tuple(_collected(stages)),
-        samples=_samples(
-            workspace, policies, measured, int(_dig(experiment, "evaluate.num_samples_shown") or 0)
-        ),
+        samples=_samples(policies, measured, experiment["evaluate"]["num_samples_shown"]),
         row_counts=_row_counts(stages),
         timings=tuple(_timings(stages)),
         stages=stages,
@@ -431,6 +432,7 @@ def render(report: Report) -> str:
         report=report,
         level=f"{100 * report.confidence:g}%",
         figures=plots.figures(report),
+        places={field.name: common_decimals(report.policies, field.name) for field in ESTIMATES},
         reasons=sorted({reason for one in report.row_counts for reason in one.dropped}),
         config_yaml=yaml.safe_dump(dict(report.experiment), sort_keys=False, allow_unicode=True),
     )
@@ -438,6 +440,7 @@ def render(report: Report) -> str:
 
 # --- reading ----------------------------------------------------------------------------------------------
 
+ESTIMATES = tuple(field for field in dataclasses.fields(Policy) if field.type == Estimate | None)
 TRAINING_KINDS = ("base", "sft", "reward", "policy")
 Place = tuple[str, int | None]
 """Arm and iteration."""
@@ -448,13 +451,17 @@ class _Measured:
     """The rows of one evaluation that the report needs."""
 
     rows: tuple[Mapping[str, Any], ...]
-    path: Path
-    texts: Mapping[str, int]
-    """How often each answer occurs."""
+    groups: tuple[Group, ...]
 
     def values(self, field: str) -> list[float]:
         """All finite values of a field."""
         return [value for row in self.rows if (value := _number(row.get(field))) is not None]
+
+    @property
+    def repeated_share(self) -> float | None:
+        """Share of the answers that are the most frequent text."""
+        texts = Counter(completion.text for group in self.groups for completion in group.completions)
+        return max(texts.values()) / texts.total() if texts else None
 
     def by_prompt(self, field: str) -> dict[str, float]:
         """Means of a field over the completions of each prompt that has any."""
@@ -494,19 +501,11 @@ def _stage(workspace: Workspace, entry: Mapping[str, Any], *, shared: bool) -> S
         rows_in=rows.get("in", 0),
         rows_out=rows.get("out", 0),
         dropped=rows.get("dropped", {}),
+        started=_number(manifest.get("started")),
         seconds=_number(manifest.get("seconds")) or 0.0,
         inputs=tuple(key for keys in inputs for key in keys if key),
         stats=manifest.get("stats", {}),
     )
-
-
-def _first_started(workspace: Workspace, stages: Sequence[StageRow]) -> float | None:
-    times = [
-        _number(read_json(workspace.artefacts / f"{stage.kind}-{stage.key}" / MANIFEST).get("started"))
-        for stage in _once(stages)
-        if stage.status == "done"
-    ]
-    return min((time for time in times if time), default=None)
 
 
 def _measured(workspace: Workspace, stages: Sequence[StageRow]) -> dict[Place, _Measured]:
@@ -515,26 +514,19 @@ def _measured(workspace: Workspace, stages: Sequence[StageRow]) -> dict[Place, _
     for stage in stages:
         if stage.kind == stage.role == "evaluate" and stage.status == "done":
             folder = workspace.artefacts / f"evaluate-{stage.key}"
-            groups = read_records(folder / "groups.jsonl", Group)
-            texts = Counter(completion.text for group in groups for completion in group.completions)
             rows = tuple(read_rows(folder / "measurements.jsonl"))
-            found[stage.arm, stage.iteration] = _Measured(rows, folder / "groups.jsonl", texts)
+            groups = tuple(read_records(folder / "groups.jsonl", Group))
+            found[stage.arm, stage.iteration] = _Measured(rows, groups)
     return found
 
 
 def _policies(stages: Sequence[StageRow], measured: Mapping[Place, _Measured]) -> tuple[Policy, ...]:
-    """The start, then each arm's iterations in order."""
-    places = dict.fromkeys(
-        (stage.arm, stage.iteration)
-        for stage in stages
-        if stage.iteration is not None or stage.arm == MAIN_ARM
-    )
-    ordered = sorted(
-        places, key=lambda place: (place[1] is not None, place[0] != MAIN_ARM, place[0], place[1] or 0)
-    )
-    return tuple(
-        _policy(stages, arm, iteration, measured.get((arm, iteration))) for arm, iteration in ordered
-    )
+    """The start, then each arm's iterations in order, as far as they have been trained."""
+    arms = dict.fromkeys([MAIN_ARM, *(stage.arm for stage in stages)])
+    iterations = sorted({stage.iteration for stage in stages if stage.iteration is not None})
+    places: list[Place] = [(MAIN_ARM, None), *((arm, one) for arm in arms for one in iterations)]
+    policies = (_policy(stages, *place, measured.get(place)) for place in places)
+    return tuple(one for one in policies if one.key or one.evaluated)
 
 
 def _policy(
@@ -573,9 +565,7 @@ def _policy(
         distinct_2=_number(evaluation.get("distinct_2")),
         truncated_share=_number(evaluation.get("truncated_share")),
         reward_length_correlation=_number(evaluation.get("reward_length_correlation")),
-        repeated_share=max(measured.texts.values()) / sum(measured.texts.values())
-        if measured and measured.texts
-        else None,
+        repeated_share=measured.repeated_share if measured else None,
         score_deviation=_deviation(measured, "score"),
         proxy_deviation=_deviation(measured, "proxy"),
         pair_accuracy=_estimate((trained.stats.get("validation") or {}).get("accuracy")) if trained else None,
@@ -600,7 +590,7 @@ def iteration_name(iteration: int) -> str:
 def _mark_best(policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
     """Marks the main arm's policy with the highest mean score (the proxy's, where there is no evaluator)."""
     standing = [one for one in policies if one.arm == MAIN_ARM and one.promoted is not False]
-    for field in ("score", "proxy"):
+    for field in ("score", "proxy_gain_vs_start"):
         scored = [one for one in standing if getattr(one, field)]
         if len(scored) > 1:
             best = max(scored, key=lambda one: getattr(one, field).mean)
@@ -630,7 +620,7 @@ def _training(workspace: Workspace, stage: StageRow) -> Training:
         status=stage.status,
         shared=stage.shared,
         steps=int(stage.stats.get("steps") or (points[-1].step if points else 0)),
-        rows=int(stage.stats.get("num_rows") or 0),
+        rows=int(stage.stats.get("num_rows") or stage.stats.get("pairs") or 0),
         learning_rate=_number(stage.stats.get("learning_rate")),
         loss_first=_number(stage.stats.get("loss_first")),
         loss_last=_number(stage.stats.get("loss_last")),
@@ -736,7 +726,11 @@ def _row_counts(stages: Sequence[StageRow]) -> tuple[RowCount, ...]:
 def _timings(stages: Sequence[StageRow]) -> Iterator[Timing]:
     done = [one for one in _once(stages) if one.status == "done"]
     for kind in dict.fromkeys(one.kind for one in done):
-        parts = tuple((place_name(one), one.arm, one.seconds) for one in done if one.kind == kind)
+        parts = tuple(
+            (place_name(one), "" if one.iteration is None else one.arm, one.seconds)
+            for one in done
+            if one.kind == kind
+        )
         yield Timing(kind, sum(seconds for _, _, seconds in parts), parts)
 
 
@@ -820,10 +814,9 @@ def _distribution(name: str, policies: Sequence[Policy], values: Mapping[Place, 
 
 
 def _samples(
-    workspace: Workspace,
     policies: Sequence[Policy],
     measured: Mapping[Place, _Measured],
-    number: int,
+    wanted: int,
 ) -> tuple[Sample, ...]:
     """Evaluation prompts with the largest gains, the largest losses, and some that nobody picked."""
     shown = [one for one in policies if one.evaluated and one.arm == MAIN_ARM]
@@ -836,7 +829,7 @@ def _samples(
     for policy in shown:
         one = measured[policy.arm, policy.iteration]
         rows = {row["completion_id"]: row for row in one.rows}
-        for group in read_records(one.path, Group):
+        for group in one.groups:
             if group.completions:
                 turns[group.prompt.id] = tuple((turn.role, turn.content) for turn in group.prompt.messages)
                 answers[group.prompt.id].append(_answer(policy, group, rows.get(group.completions[0].id, {})))
@@ -1184,11 +1177,13 @@ def _part_name(section: Any) -> str:
 
 
 def _clean(value: Any) -> Any:
-    """JSON values with non-finite numbers as None."""
+    """JSON values whose text is valid Unicode; numbers that are not finite become None."""
     if isinstance(value, dict):
-        return {key: _clean(item) for key, item in value.items()}
+        return {_clean(key): _clean(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_clean(item) for item in value]
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -1255,21 +1250,27 @@ def describe(estimate: Estimate, confidence: float) -> str:
     return f"{text} ({100 * confidence:g}% interval {range_text(estimate, 'signed')})"
 
 
-def mean_text(estimate: Estimate, style: str = "plain") -> str:
-    """The mean as a table shows it; style is plain, signed or percent."""
+Style = Literal["plain", "signed", "percent"]
+
+
+def mean_text(estimate: Estimate, style: Style = "plain", places: int | None = None) -> str:
+    """The mean as a table shows it, with as many decimals as asked for or as its interval deserves."""
     if style == "percent":
         return percent(estimate.mean)
-    return fixed(estimate.mean, decimals(estimate), sign=style == "signed")
+    return fixed(estimate.mean, decimals(estimate) if places is None else places, sign=style == "signed")
 
 
-def range_text(estimate: Estimate, style: str = "plain") -> str:
+def range_text(estimate: Estimate, style: Style = "plain", places: int | None = None) -> str:
     """The interval as a table shows it; empty without one."""
     if estimate.low is None or estimate.high is None:
         return ""
-    if style == "percent":
-        return f"{fixed(100 * estimate.low, 1)} to {fixed(100 * estimate.high, 1)}"
-    places, sign = decimals(estimate), style == "signed"
-    return f"{fixed(estimate.low, places, sign=sign)} to {fixed(estimate.high, places, sign=sign)}"
+    ends = (replace(estimate, mean=end) for end in (estimate.low, estimate.high))
+    return " to ".join(mean_text(end, style, places).removesuffix("%") for end in ends)
+
+
+def common_decimals(policies: Sequence[Policy], field: str) -> int:
+    """Decimals for a column: those of its widest interval."""
+    return min((decimals(value) for one in policies if (value := getattr(one, field))), default=2)
 
 
 def date(seconds: float) -> str:

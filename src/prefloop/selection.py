@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prefloop.config import SelectSection, SelectionRule
+from prefloop.config import SelectionRule, SelectSection
 from prefloop.records import Comparison, Completion, Group, Judgement, PreferencePair, Refusal, Score
 
 Ranked = Sequence[tuple[Completion, float]]

@@ -364,6 +364,8 @@ def digest_path(path: Path) -> str:
     """Digest of a file or of every file below a folder; what it is called does not matter."""
     if path.is_file():
         return digest_file(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
     files = sorted(one for one in path.rglob("*") if one.is_file() and not one.name.startswith("."))
     if not files:
         raise InputError(

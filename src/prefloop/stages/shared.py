@@ -8,10 +8,11 @@ from pydantic import BaseModel
 
 from prefloop import data, tales
 from prefloop.config import Experiment, GoldScorer, SourceSection, hashed
+from prefloop.containers import hub_commit
 from prefloop.interfaces import InputError, Scorer
 from prefloop.records import Group, Judgement, PreferencePair, content_id, judgement_adapter
 from prefloop.statistics import distinct_n
-from prefloop.store import Artefact, Build, RowFile, read_json, read_records
+from prefloop.store import Artefact, Build, RowFile, digest_path, read_json, read_records
 
 Item = TypeVar("Item")
 PATH_KEYS = frozenset({"path", "model", "target", "source"})
@@ -171,8 +172,8 @@ def scorer_digest(section: GoldScorer) -> str | None:
 def model_digest(path: str, revision: str | None) -> str:
     """What a model's content is known by: the digest of its folder, or the hub commit."""
     if Path(path).exists() or path.startswith((".", "/", "~")):
-        return data.source_digest(SourceSection(path=path))
-    return data.hub_revision(path, revision, repo_type="model")
+        return digest_path(Path(path))
+    return hub_commit(path, "model", revision)
 
 
 def digests(**sources: SourceSection | None) -> dict[str, str]:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from prefloop.batches import Codec, Row, collate, cut
 from prefloop.config import RewardSection, RuntimeSection
-from prefloop.losses import bradley_terry_loss
 from prefloop.interfaces import Progress
+from prefloop.losses import bradley_terry_loss
 from prefloop.modeling import Dtype, all_scores, new_reward_model, save_model, sequence_scores, settle
 from prefloop.records import PreferencePair
 from prefloop.statistics import mean_interval, wins
