@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import logging
 import platform
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +53,8 @@ TINY_TEMPLATE = (
     "{% else %}<|user|>{{ message['content'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|tale|>{% endif %}"
 )
+UNUSED_TOKEN = re.compile(r"[<\[].*(pad|reserved_special).*[>\]]", re.IGNORECASE)
+"""Tokens that a vocabulary keeps for padding or for nothing."""
 TINY_VOCABULARY = 1024
 TINY_SHAPE = {
     "hidden_size": 128,
@@ -211,7 +214,7 @@ def make_tiny_model(texts: Sequence[str], folder: Path, *, seed: int) -> None:
         additional_special_tokens=["<|user|>", "<|tale|>"],
     )
     fast.chat_template = TINY_TEMPLATE
-    config = LlamaConfig(vocab_size=TINY_VOCABULARY, **TINY_SHAPE)
+    config = LlamaConfig(vocab_size=len(fast), **TINY_SHAPE)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
@@ -254,13 +257,11 @@ def _settle_pad(tokenizer: Any, model: PreTrainedModel, former_eos: str | None) 
     """Makes sure that padding is a token of its own that text never holds; returns whether the vocabulary grew."""
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return False
-    reserved = [one for one in tokenizer.get_vocab() if "pad" in one.lower() or "reserved_special" in one]
+    reserved = sorted(one for one in tokenizer.get_vocab() if UNUSED_TOKEN.fullmatch(one))
     replaced = [one for one in (former_eos, tokenizer.unk_token) if one not in (None, tokenizer.eos_token)]
-    special = set(tokenizer.all_special_tokens)
-    for token in (*sorted(reserved), *replaced):
-        if token in special:
-            tokenizer.pad_token = token
-            return False
+    if reserved or replaced:
+        tokenizer.pad_token = (*reserved, *replaced)[0]
+        return False
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     embeddings: Any = model.get_input_embeddings()
     if len(tokenizer) <= embeddings.weight.shape[0]:

@@ -52,24 +52,23 @@ def online_loop(x: Experiment, do: Planner) -> Artefact:
     base = do(stages.base_model(x))
     reference = do(stages.sft(x, base)) if x.sft.data or x.sft.text else base
     prompts = do(stages.prompts(x)) if x.loop.batches or x.evaluate.num_prompts else None
-    offline = [do(stages.import_pairs(x, x.policy.offline_data, "offline"))] if x.policy.offline_data else []
+    offline = (do(stages.import_pairs(x, x.policy.offline_data, "offline")),) if x.policy.offline_data else ()
     sizes = batch_sizes(x)
-    reward_data: list[Artefact] = []
-    reward = first_reward(x, do, reference, prompts, sizes, reward_data)
+    reward, reward_data = first_reward(x, do, reference, prompts, sizes)
     measured = start = measure(x, do, reference, prompts, reference, reward)
-    policy, collected = reference, []
+    policy, collected = reference, ()
     for i in range(max(x.loop.iterations, 1 if offline else 0)):
         do.iteration = i
         batches = [b for b in x.loop.batches_of(i) if sizes[1 + b]] if x.loop.batches else []
         if x.loop.batches and not batches:
             break  # the label budget is spent
-        new = [collect(x, do, policy, prompts, reward, sizes, b, version=i) for b in batches]
-        collected += new
+        new = tuple(collect(x, do, policy, prompts, reward, sizes, b, version=i) for b in batches)
+        collected = (*collected, *new)
         candidate = train(
             x, do, policy, reference, [*offline, *(collected if x.policy.data == "accumulated" else new)], i
         )
         measured = measure(x, do, candidate, prompts, reference, reward, start, measured)
-        reward_data += new
+        reward_data = (*reward_data, *new)
         if reward is not None and x.reward.model is None and new and x.loop.refreshes_reward_after(i):
             reward = do(stages.reward_model(x, reference, reward_data))
         policy = gate(x, do, candidate, policy, prompts, reference, reward)
@@ -83,14 +82,14 @@ def first_reward(
     policy: Artefact,
     prompts: Artefact | None,
     sizes: Sequence[int],
-    pairs: list[Artefact],
-) -> Artefact | None:
+) -> tuple[Artefact | None, tuple[Artefact, ...]]:
     """The reward model before the loop: brought along, or trained on a file, on first labels, or on both.
 
-    The pairs it was trained on are added to `pairs`, because later reward models learn from them too.
+    Returned with the pairs it was trained on, because later reward models learn from them too.
     """
     if x.reward.model is not None:
-        return do(stages.import_reward(x, x.reward.model))
+        return do(stages.import_reward(x, x.reward.model)), ()
+    pairs: list[Artefact] = []
     if x.reward.data is not None:
         pairs.append(do(stages.import_pairs(x, x.reward.data, "reward_data"), "reward_data"))
     if sizes[0]:
@@ -99,7 +98,7 @@ def first_reward(
         groups = do(stages.generate(x, policy, drawn, version=0, number=sizes[0]))
         judgements = do(stages.annotate(x, groups, None, number=sizes[0]))
         pairs.append(do(stages.select_pairs(x, groups, judgements)))
-    return do(stages.reward_model(x, policy, pairs)) if pairs else None
+    return (do(stages.reward_model(x, policy, tuple(pairs))) if pairs else None), tuple(pairs)
 
 
 def collect(

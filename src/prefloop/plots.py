@@ -68,7 +68,7 @@ def places_for(width: float | None) -> int:
     """Decimals that an interval of this width deserves."""
     if not width:
         return 2
-    return next((places for places, limit in enumerate((20, 1, 0.05, 0.005)) if width >= limit), 4)
+    return next((places for places, limit in enumerate((20, 2, 0.05, 0.005)) if width >= limit), 4)
 
 
 # --- figures ----------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def _score_figure(report: "Report") -> Figure | None:
         f"{report.score_name.capitalize() if scored else 'Proxy gain'} by labels spent",
         f"Mean over n = {max(one.num_prompts for one in report.policies):,} held-out prompts. {_bands(report)} "
         "Numbers are iterations.",
-        (*_arm_keys(report, arms), Key("SFT start", "start", "dashed")),
+        (*_arm_keys(report, arms), Key(start.name if start else "start", "start", "dashed")),
         line_chart(lines, x_label="labels spent", y_label=name, rule=first.mean if first else 0.0),
     )
 
@@ -174,13 +174,11 @@ def _score_point(policy: "Policy", field: str) -> "Point":
 
 def _optimisation_figure(report: "Report") -> Figure | None:
     start = report.start
-    units = {"score": start and start.score_deviation, "proxy": start and start.proxy_deviation}
+    styles: dict[str, Style] = {"score": "solid", "proxy": "dashed"}
     lines, arms = [], []
     for arm in report.arms:
-        for name, unit in units.items():
-            points = _gain_points(_chain(report, arm), name, unit) if unit else []
-            if points:
-                style: Style = "solid" if name == "score" else "dashed"
+        for name, style in styles.items():
+            if points := _effect_points(_chain(report, arm), name):
                 corners = (Point(0.0, 0.0), *points)
                 lines.append(Line(colour(report.arms, arm), corners, style, band=name == "score"))
                 arms.append(arm)
@@ -188,8 +186,9 @@ def _optimisation_figure(report: "Report") -> Figure | None:
         return None
     return Figure(
         f"{report.score_name.capitalize()} and proxy by distance from the start",
-        "Paired gain over the start in standard deviations of the start's own scores, so that both fit one "
-        "axis. The proxy is the reward model: where it rises while the score falls, it is over-optimised. "
+        "Paired gain over the start in standard deviations, so that both fit one axis: of the start's scores, "
+        "and for the proxy of the policy's own, because a retrained reward model has another unit. The proxy is "
+        "the reward model; where it rises while the score falls, it is over-optimised. "
         f"n = {start.num_prompts:,} prompts. {_bands(report)}",
         (
             *_arm_keys(report, list(dict.fromkeys(arms))),
@@ -200,17 +199,16 @@ def _optimisation_figure(report: "Report") -> Figure | None:
     )
 
 
-def _gain_points(policies: "Sequence[Policy]", name: str, unit: float) -> "list[Point]":
+def _effect_points(policies: "Sequence[Policy]", name: str) -> "list[Point]":
     points = []
     for one in policies:
-        gain = getattr(one, f"{name}_gain_vs_start")
-        if gain is None or one.sqrt_kl is None:
+        effect = getattr(one, f"{name}_effect")
+        if effect is None or one.sqrt_kl is None:
             continue
-        mean = gain.mean / unit
-        low, high = (None if end is None else end / unit for end in (gain.low, gain.high))
-        note = f"{one.arm}, {one.name}: {name} {number(mean)} SD, √KL {number(one.sqrt_kl)}"
+        note = f"{one.arm}, {one.name}: {name} {number(effect.mean)} SD, √KL {number(one.sqrt_kl)}"
         label = str((one.iteration or 0) + 1) if name == "score" else ""
-        points.append(Point(one.sqrt_kl, mean, low, high, note, label, one.promoted is False))
+        loose = one.promoted is False
+        points.append(Point(one.sqrt_kl, effect.mean, effect.low, effect.high, note, label, loose))
     return points
 
 
@@ -487,18 +485,9 @@ def ridges(rows: Sequence[Ridge], edges: Sequence[float], *, x_label: str) -> Ma
 # --- lineage ----------------------------------------------------------------------------------------------
 
 COLUMNS = (
-    "base",
-    "sft",
-    "prompts",
-    "draw",
-    "generate",
-    "annotate",
-    "reward",
-    "select",
-    "policy",
-    "promote",
+    "base", "sft", "import", "prompts", "draw", "generate", "annotate", "select", "reward", "policy", "promote",
     "evaluate",
-)
+)  # fmt: skip
 HEADINGS = {
     "generate": "groups",
     "annotate": "judgements",
@@ -508,9 +497,9 @@ HEADINGS = {
 }
 FLOW = {
     ("base", "sft"), ("base", "generate"), ("sft", "generate"), ("prompts", "generate"), ("draw", "generate"),
-    ("generate", "annotate"), ("annotate", "reward"), ("annotate", "select"), ("reward", "annotate"),
-    ("select", "policy"), ("policy", "generate"), ("policy", "promote"), ("policy", "evaluate"),
-    ("promote", "generate"),
+    ("generate", "annotate"), ("annotate", "select"), ("select", "reward"), ("reward", "annotate"),
+    ("import", "reward"), ("import", "policy"), ("select", "policy"), ("policy", "generate"),
+    ("policy", "promote"), ("policy", "evaluate"), ("promote", "generate"),
 }  # fmt: skip
 """Inputs that are drawn; the tooltip has all: the reference, the pool of prompts, earlier judgements."""
 
@@ -526,7 +515,10 @@ class Node:
 
 def lineage(stages: Sequence["StageRow"], arms: Sequence[str]) -> Markup:
     """What was made from what: a column per kind, a row per iteration and arm."""
-    unique = list({stage.key: stage for stage in reversed(stages)}.values())[::-1]
+    first: dict[str, StageRow] = {}
+    for stage in stages:
+        first.setdefault(stage.key, stage)
+    unique = list(first.values())
     kinds = [kind for kind in COLUMNS if any(stage.kind == kind for stage in unique)]
     kinds += sorted({stage.kind for stage in unique} - set(kinds))
     parts = [

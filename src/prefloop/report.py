@@ -24,7 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import prefloop
 from prefloop import plots
 from prefloop.config import MAIN_ARM
-from prefloop.interfaces import InputError
+from prefloop.pipeline import read_run, run_folder
 from prefloop.plots import duration, fixed, number, percent, places_for
 from prefloop.records import Group
 from prefloop.store import LOGS, MANIFEST, Workspace, read_json, read_records, read_rows, write_json
@@ -120,11 +120,13 @@ class Policy:
     distinct_1: float | None
     distinct_2: float | None
     truncated_share: float | None
-    reward_length_correlation: float | None
+    score_length_correlation: float | None
     repeated_share: float | None
     """Share of evaluation answers that are the most frequent text."""
-    score_deviation: float | None
-    proxy_deviation: float | None
+    score_effect: Estimate | None
+    """Gain over the start in standard deviations of the start's scores."""
+    proxy_effect: Estimate | None
+    """The same for the proxy, but of this policy's own: a retrained reward model has another unit."""
     pair_accuracy: Estimate | None
     promoted: bool | None
     reason: str
@@ -203,6 +205,8 @@ class ArmDifference:
     arm: str
     labels: int
     other_labels: int
+    steps: int
+    other_steps: int
     score: Estimate
     num_prompts: int
 
@@ -346,7 +350,7 @@ class Report:
 def write_report(workspace: Workspace, run: str) -> Path:
     """Writes report.html and report.json beside run.json; returns the path of the page."""
     report = collect(workspace, run)
-    path = workspace.runs / run / "report.html"
+    path = run_folder(workspace, run) / "report.html"
     write_json(path.with_name("report.json"), as_dict(report))
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(render(report).encode())
@@ -360,10 +364,7 @@ def as_dict(report: Report) -> dict[str, Any]:
 
 def collect(workspace: Workspace, run: str) -> Report:
     """Reads everything a run has produced so far. Raises InputError where there is no such run."""
-    path = workspace.runs / run / "run.json"
-    if not path.is_file():
-        raise InputError(f"{path}: no such run; `prefloop status` lists the runs of this workspace")
-    journal = _clean(read_json(path))
+    journal = _clean(read_run(workspace, run))
     experiment = journal["experiment"]
     stages = _stages(workspace, journal["entries"])
     measured = _measured(workspace, stages)
@@ -458,10 +459,11 @@ class _Measured:
         return [value for row in self.rows if (value := _number(row.get(field))) is not None]
 
     @property
-    def repeated_share(self) -> float | None:
-        """Share of the answers that are the most frequent text."""
+    def repeated_share(self) -> float:
+        """Share of the answers that are the most frequent text; 0 where all differ."""
         texts = Counter(completion.text for group in self.groups for completion in group.completions)
-        return max(texts.values()) / texts.total() if texts else None
+        most = max(texts.values(), default=0)
+        return most / texts.total() if most > 1 else 0.0
 
     def by_prompt(self, field: str) -> dict[str, float]:
         """Means of a field over the completions of each prompt that has any."""
@@ -525,12 +527,12 @@ def _policies(stages: Sequence[StageRow], measured: Mapping[Place, _Measured]) -
     arms = dict.fromkeys([MAIN_ARM, *(stage.arm for stage in stages)])
     iterations = sorted({stage.iteration for stage in stages if stage.iteration is not None})
     places: list[Place] = [(MAIN_ARM, None), *((arm, one) for arm in arms for one in iterations)]
-    policies = (_policy(stages, *place, measured.get(place)) for place in places)
+    policies = (_policy(stages, *place, measured) for place in places)
     return tuple(one for one in policies if one.key or one.evaluated)
 
 
 def _policy(
-    stages: Sequence[StageRow], arm: str, iteration: int | None, measured: _Measured | None
+    stages: Sequence[StageRow], arm: str, iteration: int | None, measured: Mapping[Place, _Measured]
 ) -> Policy:
     own = [stage for stage in stages if stage.arm == arm]
     here = [stage for stage in own if stage.iteration == iteration]
@@ -538,11 +540,16 @@ def _policy(
     evaluation = next((one.stats for one in reversed(here) if one.kind == one.role == "evaluate"), {})
     trained = next((one for one in reversed(here) if one.kind == "policy" and one.status == "done"), None)
     promote = next((one.stats for one in here if one.kind == "promote" and one.status == "done"), {})
-    kl = _estimate(evaluation.get("kl"))
+    score_gain = _estimate(evaluation.get("score_gain_vs_start"))
+    proxy_gain = _estimate(evaluation.get("proxy_gain_vs_start"))
+    kl, tokens = _estimate(evaluation.get("kl")), evaluation.get("tokens")
+    here_measured = measured.get((arm, iteration))
     return Policy(
         arm=arm,
         iteration=iteration,
-        name="SFT start" if iteration is None else iteration_name(iteration),
+        name=("SFT start" if any(one.kind == "sft" for one in here) else "start")
+        if iteration is None
+        else iteration_name(iteration),
         key=trained.key if trained else "",
         evaluated=bool(evaluation),
         labels=0 if iteration is None else labels_spent(stages, arm, iteration),
@@ -552,26 +559,35 @@ def _policy(
         score=_estimate(evaluation.get("score")),
         second=_estimate(evaluation.get("second")),
         proxy=_estimate(evaluation.get("proxy")),
-        score_gain_vs_start=_estimate(evaluation.get("score_gain_vs_start")),
+        score_gain_vs_start=score_gain,
         score_gain_vs_previous=_estimate(evaluation.get("score_gain_vs_previous")),
-        proxy_gain_vs_start=_estimate(evaluation.get("proxy_gain_vs_start")),
+        proxy_gain_vs_start=proxy_gain,
         win_rate_vs_start=_estimate(evaluation.get("win_rate_vs_start")),
         win_rate_vs_previous=_estimate(evaluation.get("win_rate_vs_previous")),
         kl=kl,
         # a sampled KL of two nearly equal policies may come out slightly negative
         sqrt_kl=math.sqrt(max(kl.mean, 0.0)) if kl else None,
-        tokens=_estimate(evaluation.get("tokens")),
+        tokens=_estimate(tokens if isinstance(tokens, dict) else evaluation.get("mean_tokens")),
         distinct_1=_number(evaluation.get("distinct_1")),
         distinct_2=_number(evaluation.get("distinct_2")),
         truncated_share=_number(evaluation.get("truncated_share")),
-        reward_length_correlation=_number(evaluation.get("reward_length_correlation")),
-        repeated_share=measured.repeated_share if measured else None,
-        score_deviation=_deviation(measured, "score"),
-        proxy_deviation=_deviation(measured, "proxy"),
+        score_length_correlation=_number(evaluation.get("score_length_correlation")),
+        repeated_share=here_measured.repeated_share if here_measured else None,
+        score_effect=_effect(score_gain, measured.get((MAIN_ARM, None)), "score"),
+        proxy_effect=_effect(proxy_gain, here_measured, "proxy"),
         pair_accuracy=_estimate((trained.stats.get("validation") or {}).get("accuracy")) if trained else None,
         promoted=promote.get("promoted"),
         reason=str(promote.get("reason") or ""),
     )
+
+
+def _effect(gain: Estimate | None, measured: _Measured | None, field: str) -> Estimate | None:
+    """A gain in standard deviations of one evaluation's values."""
+    values = measured.values(field) if measured else []
+    if gain is None or len(values) < 2 or not (unit := pstdev(values)):
+        return None
+    low, high = (None if end is None else end / unit for end in (gain.low, gain.high))
+    return Estimate(gain.mean / unit, low, high)
 
 
 def labels_spent(stages: Iterable[StageRow], arm: str, iteration: int) -> int:
@@ -656,7 +672,7 @@ def _reward_models(stages: Sequence[StageRow]) -> tuple[RewardModel, ...]:
             validation = stage.stats.get("validation") or {}
             found.append(
                 RewardModel(
-                    name=place_name(stage),
+                    name=place_name(stage.arm, stage.iteration),
                     key=stage.key,
                     accuracy=_estimate(validation.get("accuracy")),
                     length_baseline=_estimate(validation.get("length_baseline")),
@@ -669,25 +685,25 @@ def _reward_models(stages: Sequence[StageRow]) -> tuple[RewardModel, ...]:
     return tuple(found)
 
 
-def place_name(stage: StageRow) -> str:
-    """Where in the run a stage stands, in words."""
-    if stage.iteration is None:
+def place_name(arm: str, iteration: int | None) -> str:
+    """A place in the run, in words."""
+    if iteration is None:
         return "before the loop"
-    name = iteration_name(stage.iteration)
-    return name if stage.arm == MAIN_ARM or stage.shared else f"{stage.arm}, {name}"
+    return iteration_name(iteration) if arm == MAIN_ARM else f"{arm}, {iteration_name(iteration)}"
 
 
 def _collected(stages: Sequence[StageRow]) -> Iterator[Collected]:
-    places = dict.fromkeys(
-        (one.arm, one.iteration) for one in _once(stages) if one.kind == "annotate" and one.status == "done"
-    )
-    for arm, iteration in places:
-        here = _once(one for one in stages if one.arm == arm and one.iteration == iteration)
-        annotations = [one for one in here if one.kind == "annotate" and one.status == "done"]
+    """What each iteration of each arm learned from, whether or not it shared it with another arm."""
+    own = [
+        one for one in stages if one.status == "done" and (one.iteration is not None or one.arm == MAIN_ARM)
+    ]
+    for arm, iteration in dict.fromkeys((one.arm, one.iteration) for one in own if one.kind == "annotate"):
+        here = _once(one for one in own if (one.arm, one.iteration) == (arm, iteration))
+        annotations = [one for one in here if one.kind == "annotate"]
         yield Collected(
             arm=arm,
             iteration=iteration,
-            name=place_name(annotations[0]),
+            name=place_name(arm, iteration),
             completions=_total(here, "generate", "num_completions"),
             labels=_total(here, "annotate", "labels"),
             pseudo_labels=_total(here, "annotate", "pseudo_labels"),
@@ -727,7 +743,7 @@ def _timings(stages: Sequence[StageRow]) -> Iterator[Timing]:
     done = [one for one in _once(stages) if one.status == "done"]
     for kind in dict.fromkeys(one.kind for one in done):
         parts = tuple(
-            (place_name(one), "" if one.iteration is None else one.arm, one.seconds)
+            (place_name(one.arm, one.iteration), "" if one.iteration is None else one.arm, one.seconds)
             for one in done
             if one.kind == kind
         )
@@ -735,12 +751,15 @@ def _timings(stages: Sequence[StageRow]) -> Iterator[Timing]:
 
 
 def _missing(stages: Sequence[StageRow]) -> tuple[str, ...]:
-    places: dict[str, list[str]] = {}
+    places: dict[str, Counter[str]] = defaultdict(Counter)
     for stage in _once(stages):
         if stage.status != "done":
             name = stage.role if stage.status == "missing" else f"{stage.role} (started)"
-            places.setdefault(place_name(stage), []).append(name)
-    return tuple(f"{place}: {', '.join(roles)}" for place, roles in places.items())
+            places[place_name(stage.arm, stage.iteration)][name] += 1
+    return tuple(
+        f"{place}: {', '.join(name if times == 1 else f'{times} × {name}' for name, times in names.items())}"
+        for place, names in places.items()
+    )
 
 
 # --- statistics -------------------------------------------------------------------------------------------
@@ -767,7 +786,9 @@ def _differences(
             differences, confidence=options["confidence"], resamples=options["resamples"]
         )
         if score := _estimate(interval):
-            yield ArmDifference(arm, main.labels, other.labels, score, len(differences))
+            yield ArmDifference(
+                arm, main.labels, other.labels, main.steps, other.steps, score, len(differences)
+            )
 
 
 def _smallest_gain(policies: Sequence[Policy], confidence: float) -> float | None:
@@ -822,7 +843,7 @@ def _samples(
     shown = [one for one in policies if one.evaluated and one.arm == MAIN_ARM]
     others = dict.fromkeys(one.arm for one in policies if one.arm != MAIN_ARM)
     shown += [final for arm in others if (final := _final(policies, arm))]
-    if not shown or not number:
+    if not shown or not wanted:
         return ()
     answers: dict[str, list[Answer]] = defaultdict(list)
     turns: dict[str, tuple[tuple[str, str], ...]] = {}
@@ -836,7 +857,7 @@ def _samples(
     movement = _movement(policies, measured)
     return tuple(
         Sample(prompt_id, turns[prompt_id], chosen_as, movement.get(prompt_id), tuple(answers[prompt_id]))
-        for prompt_id, chosen_as in _choose(sorted(turns), movement, number)
+        for prompt_id, chosen_as in _choose(sorted(turns), movement, wanted)
     )
 
 
@@ -855,28 +876,27 @@ def _answer(policy: Policy, group: Group, row: Mapping[str, Any]) -> Answer:
 
 
 def _movement(policies: Sequence[Policy], measured: Mapping[Place, _Measured]) -> dict[str, float]:
-    """Score of the final policy minus the start's, by prompt; the proxy's where there is no evaluator."""
-    final = _final(policies, MAIN_ARM)
-    start = measured.get((MAIN_ARM, None))
+    """Score of the final policy minus the start's, by prompt; empty where there is no evaluator.
+
+    The proxy would not do: the two were scored by different reward models.
+    """
+    final, start = _final(policies, MAIN_ARM), measured.get((MAIN_ARM, None))
     if final is None or start is None:
         return {}
-    for field in ("score", "proxy_start"):
-        before, after = start.by_prompt(field), measured[final.arm, final.iteration].by_prompt(field)
-        if common := before.keys() & after.keys():
-            return {prompt_id: after[prompt_id] - before[prompt_id] for prompt_id in common}
-    return {}
+    before, after = start.by_prompt("score"), measured[final.arm, final.iteration].by_prompt("score")
+    return {one: after[one] - before[one] for one in before.keys() & after.keys()}
 
 
 def _choose(
-    prompt_ids: Sequence[str], movement: Mapping[str, float], number: int
+    prompt_ids: Sequence[str], movement: Mapping[str, float], wanted: int
 ) -> list[tuple[str, Choice]]:
-    third = -(-number // 3)
+    third = -(-wanted // 3)
     ranked = sorted(movement, key=lambda prompt_id: (-movement[prompt_id], prompt_id))
     gains = [prompt_id for prompt_id in ranked[:third] if movement[prompt_id] > 0]
     losses = [prompt_id for prompt_id in ranked[::-1][:third] if movement[prompt_id] < 0]
     # ids are content hashes, so the first ones in order were picked by nobody
     rest = [prompt_id for prompt_id in prompt_ids if prompt_id not in {*gains, *losses}]
-    rest = rest[: max(number - len(gains) - len(losses), 0)]
+    rest = rest[: max(wanted - len(gains) - len(losses), 0)]
     parts: dict[Choice, list[str]] = {"gain": gains, "loss": losses, "unselected": rest}
     return [(prompt_id, chosen_as) for chosen_as, chosen in parts.items() for prompt_id in chosen]
 
@@ -888,43 +908,39 @@ def _verdict(report: Report) -> str:
     """One sentence, no stronger than the paired intervals."""
     if not report.stages:
         return "Nothing has run yet."
-    final, start = report.final, report.start
+    final = report.final
     if final is None:
-        done = sum(stage.status == "done" for stage in _once(report.stages))
-        total = len(_once(report.stages))
-        progress = f"{done} of {total} stages {'is' if total == 1 else 'are'} done"
-        if start and start.score:
-            score = (
-                f"{report.score_name} {number(start.score.mean)} on {start.num_prompts:,} held-out prompts"
-            )
-            return f"No iteration has been evaluated yet; the start has {score}. {progress.capitalize()}."
-        return f"No policy has been evaluated yet; {progress}."
-    if final.score_gain_vs_start and final.score:
+        return _early_verdict(report)
+    if final.score_gain_vs_start:
         change = _change(report, f"Held-out {report.score_name}", final.score_gain_vs_start, final.score)
-    elif final.proxy_gain_vs_start and final.proxy:
+    elif final.proxy_gain_vs_start:
         change = _change(report, "The reward model's own score", final.proxy_gain_vs_start, None)
     else:
-        return (
-            f"No score to judge by: {_effort(final)} were spent, but no evaluator and no reward model looked."
-        )
+        return f"Nothing to judge by: no evaluator and no reward model looked at {_effort(final)}."
     steps = _step_verdicts([one for one in report.policies if one.arm == MAIN_ARM])
     return f"{change} in {_effort(final)}{'; ' + steps if steps else ''}."
 
 
-def _change(report: Report, what: str, gain: Estimate, score: Estimate | None) -> str:
-    places = decimals(gain)
-    verb = {1: "rose", -1: "fell", 0: "did not measurably change"}[gain.side_of(0)]
+def _early_verdict(report: Report) -> str:
+    """What can be said while no iteration stands."""
+    if any(one.promoted is False for one in report.policies):
+        return "Every iteration so far was rolled back: the start stands."
+    stages = _once(report.stages)
+    progress = f"{sum(stage.status == 'done' for stage in stages)} of {len(stages)} stages are done"
     start = report.start
-    levels = ""
+    if start and start.score:
+        score = f"{report.score_name} {number(start.score.mean)} on {start.num_prompts:,} held-out prompts"
+        return f"No iteration has been evaluated yet; the start has {score}, and {progress}."
+    return f"No policy has been evaluated yet; {progress}."
+
+
+def _change(report: Report, what: str, gain: Estimate, score: Estimate | None) -> str:
+    places, start = decimals(gain), report.start
+    words = {1: "rose", -1: "fell", 0: "did not measurably change:"}[gain.side_of(0)]
     if score and start and start.score:
-        levels = f" from {fixed(start.score.mean, places)} to {fixed(score.mean, places)}"
-        if not gain.side_of(0):
-            levels = f" ({levels.strip()})"
-    interval = ""
-    if gain.low is not None and gain.high is not None:
-        level = f"{100 * report.confidence:g}% interval"
-        interval = f", {level} {fixed(gain.low, places)} to {fixed(gain.high, places)}"
-    return f"{what} {verb}{levels} ({fixed(gain.mean, places, sign=True)}{interval})"
+        words += f" from {fixed(start.score.mean, places)} to {fixed(score.mean, places)}"
+    interval = f", {100 * report.confidence:g}% interval {range_text(gain)}" if gain.bounded else ""
+    return f"{what} {words} ({fixed(gain.mean, places, sign=True)}{interval})"
 
 
 def _effort(final: Policy) -> str:
@@ -934,7 +950,7 @@ def _effort(final: Policy) -> str:
 
 
 def _step_verdicts(policies: Sequence[Policy]) -> str:
-    """How each iteration stands to the one before, in words; empty where there is only one."""
+    """How each iteration stands to the one before, in words; nothing for a first one that stands alone."""
     said: dict[str, list[int]] = {}
     for policy in policies:
         gain = policy.score_gain_vs_previous
@@ -945,7 +961,7 @@ def _step_verdicts(policies: Sequence[Policy]) -> str:
         elif gain:
             words = {1: "improved", -1: "fell", 0: "unclear"}[gain.side_of(0)]
             said.setdefault(words, []).append(policy.iteration + 1)
-    if sum(map(len, said.values())) < 2:
+    if list(said.values()) == [[1]] and "rolled back" not in said:
         return ""
     if set(said) == {"improved"}:
         return "every iteration improved on the one before"
@@ -980,21 +996,16 @@ def _remarks(report: Report) -> Iterator[str]:
         yield f"{labels}{counts}, {MAIN_ARM} {verb} {one.arm}: {describe(one.score, report.confidence)}."
 
 
-def _findings(report: Report) -> Iterator[Finding]:
-    """What a careful reader would ask about before believing the numbers, gravest first."""
-    yield from _evaluator_findings(report)
-    yield from _optimisation_findings(report)
-    yield from _outcome_findings(report)
-    yield from _text_findings(report)
-    yield from _label_findings(report)
+def _findings(report: Report) -> list[Finding]:
+    """What a careful reader would ask about before believing the numbers; warnings first."""
+    groups = (_evaluator_findings, _optimisation_findings, _outcome_findings, _text_findings, _label_findings)
+    found = [finding for group in groups for finding in group(report)]
+    return sorted(found, key=lambda one: one.level != "warning")
 
 
 def _evaluator_findings(report: Report) -> Iterator[Finding]:
-    scorer, annotator = (
-        _dig(report.experiment, "evaluate.scorer"),
-        _dig(report.experiment, "annotate.annotator"),
-    )
-    if scorer and scorer == annotator:
+    scorer = _dig(report.experiment, "evaluate.scorer")
+    if scorer and scorer == _dig(report.experiment, "annotate.annotator"):
         yield Finding(
             "warning",
             "The evaluator is the annotator",
@@ -1019,143 +1030,110 @@ def _evaluator_findings(report: Report) -> Iterator[Finding]:
 def _optimisation_findings(report: Report) -> Iterator[Finding]:
     for arm in report.arms:
         chain = [
-            one for one in report.policies if one.evaluated and (one.arm == arm or one.iteration is None)
+            one for one in report.policies if one.evaluated and one.arm == arm and one.iteration is not None
         ]
-        for before, after in itertools.pairwise(chain):
-            gain = after.score_gain_vs_previous
-            where = f"{after.name}{'' if arm == MAIN_ARM else f' of {arm}'}"
-            proxy_before = before.proxy_gain_vs_start.mean if before.proxy_gain_vs_start else 0.0
-            if (
-                gain
-                and gain.side_of(0) < 0
-                and after.proxy_gain_vs_start
-                and after.proxy_gain_vs_start.mean > proxy_before
-            ):
+        for before, after in itertools.pairwise([None, *chain]):
+            gain = after.score_gain_vs_previous if after else None
+            if after is None or gain is None or after.promoted is False or gain.side_of(0) > 0:
+                continue
+            words = f"the {report.score_name} changed by {describe(gain, report.confidence)}"
+            proxy_before = before.proxy_effect.mean if before and before.proxy_effect else 0.0
+            if gain.side_of(0) < 0 and after.proxy_effect and after.proxy_effect.mean > proxy_before:
                 yield Finding(
                     "warning",
                     "Over-optimisation",
-                    f"In {where} the reward model's gain over the start rose from {number(proxy_before)} to "
-                    f"{number(after.proxy_gain_vs_start.mean)} while the {report.score_name} fell: "
-                    f"{describe(gain, report.confidence)}.",
+                    f"In {_full_name(after)} the reward model's gain over the start rose from "
+                    f"{number(proxy_before)} to {number(after.proxy_effect.mean)} standard deviations, while {words}.",
                 )
-            if (
-                gain
-                and gain.side_of(0) < 1
-                and before.iteration is not None
-                and before.kl
-                and after.kl
-                and after.kl.mean > KL_GROWTH_WARNING * before.kl.mean
-            ):
+            elif before and before.kl and after.kl and after.kl.mean > KL_GROWTH_WARNING * before.kl.mean:
                 yield Finding(
                     "warning",
                     "KL grew without a better score",
-                    f"In {where} KL to the start went from {number(before.kl.mean)} to {number(after.kl.mean)} "
-                    f"nats; the {report.score_name} gained {describe(gain, report.confidence)}. "
-                    f"Consider stopping at {before.name}.",
+                    f"In {_full_name(after)} KL to the start went from {number(before.kl.mean)} to "
+                    f"{number(after.kl.mean)} nats, while {words}. Consider stopping earlier.",
                 )
 
 
 def _outcome_findings(report: Report) -> Iterator[Finding]:
     final, start = report.final, report.start
-    if (
-        final
-        and final.win_rate_vs_start
-        and final.win_rate_vs_start.bounded
-        and not final.win_rate_vs_start.side_of(0.5)
-    ):
-        low, high = final.win_rate_vs_start.low, final.win_rate_vs_start.high
+    if final and (won := final.win_rate_vs_start) and won.bounded and not won.side_of(0.5):
         yield Finding(
             "warning",
             "The win rate against the start includes one half",
-            f"{percent(final.win_rate_vs_start.mean)}, interval {percent(low)} to {percent(high)}, "
-            f"on {final.num_prompts:,} prompts: not separable from no change.",
+            f"{percent(won.mean)}, interval {range_text(won, 'percent')}, on {final.num_prompts:,} prompts: "
+            "not separable from no change.",
         )
-    if final and start and final.second and start.second and final.score_gain_vs_start:
-        improved = final.score_gain_vs_start.mean > 0
-        if improved and final.second.mean < start.second.mean:
+    if final and start and final.second and start.second and (gain := final.score_gain_vs_start):
+        before, after = start.second.mean, final.second.mean
+        if gain.mean > 0 and after < before:
             yield Finding(
                 "warning",
                 "The second scorer disagrees",
-                f"It went from {number(start.second.mean)} to {number(final.second.mean)} while the "
-                f"{report.score_name} rose: a shortcut may have been found.",
+                f"It went from {number(before)} to {number(after)} while the {report.score_name} rose: "
+                "a shortcut may have been found.",
             )
     for one in report.differences:
         if one.labels != one.other_labels:
             yield Finding(
                 "warning",
                 f"{MAIN_ARM} and {one.arm} spent different numbers of labels",
-                f"{one.labels:,} against {one.other_labels:,}; compare the curves at equal labels, not their ends.",
+                f"{one.labels:,} against {one.other_labels:,}; compare the curves at equal labels, not the ends.",
             )
-        steps = [_final(report.policies, arm) for arm in (MAIN_ARM, one.arm)]
-        ours, theirs = (policy.steps if policy else 0 for policy in steps)
-        if ours != theirs:
+        if one.steps != one.other_steps:
             yield Finding(
                 "warning",
                 f"{MAIN_ARM} and {one.arm} took different numbers of optimiser steps",
-                f"{ours:,} against {theirs:,}; more steps are an advantage that has nothing to do with labels.",
+                f"{one.steps:,} against {one.other_steps:,}; more steps are an advantage of their own.",
             )
+    for one in report.policies:
+        if one.promoted is False:
+            yield Finding("note", "A policy was rolled back", f"{_full_name(one)}: {one.reason}.")
 
 
 def _text_findings(report: Report) -> Iterator[Finding]:
-    evaluated = [one for one in report.policies if one.evaluated]
-    cut = [one for one in evaluated if (one.truncated_share or 0) > TRUNCATED_WARNING]
-    if cut:
+    evaluated = [one for one in report.policies if one.evaluated and one.num_completions > 1]
+    if cut := [one for one in evaluated if (one.truncated_share or 0) > TRUNCATED_WARNING]:
+        shares = ", ".join(f"{percent(one.truncated_share)} ({_full_name(one)})" for one in cut)
         yield Finding(
             "warning",
             "Many answers were cut off",
-            f"{_shares(cut, 'truncated_share')} of the evaluation answers reached the length limit; "
-            "raise generate.max_new_tokens.",
+            f"{shares} of the evaluation answers reached the length limit; raise generate.max_new_tokens.",
         )
-    same = [
-        one for one in evaluated if (one.repeated_share or 0) > REPEATED_WARNING and one.num_completions > 1
-    ]
-    if same:
+    if same := [one for one in evaluated if (one.repeated_share or 0) > REPEATED_WARNING]:
+        shares = ", ".join(f"{percent(one.repeated_share)} ({_full_name(one)})" for one in same)
         yield Finding(
             "warning",
             "The same answer again and again",
-            f"{_shares(same, 'repeated_share')} of the evaluation answers are one and the same text.",
+            f"{shares} of the evaluation answers are one and the same text.",
         )
-    final, start = report.final, report.start
-    if (
-        final
-        and start
-        and final.tokens
-        and start.tokens
-        and final.tokens.mean > LENGTH_WARNING * start.tokens.mean
-    ):
+    before, after = (one.tokens.mean if one and one.tokens else 0 for one in (report.start, report.final))
+    if before and after > LENGTH_WARNING * before:
         yield Finding(
             "warning",
             "Answers grew much longer",
-            f"From {number(start.tokens.mean)} to {number(final.tokens.mean)} tokens; correlation of reward "
-            f"and length {number(final.reward_length_correlation)}.",
+            f"From {number(before)} to {number(after)} tokens on average.",
         )
 
 
 def _label_findings(report: Report) -> Iterator[Finding]:
     for one in report.reward_models:
-        if not one.accuracy or one.accuracy.low is None or not one.length_baseline:
-            continue
-        if one.accuracy.low <= one.length_baseline.mean:
+        accuracy, baseline = one.accuracy, one.length_baseline
+        if accuracy and baseline and accuracy.bounded and accuracy.side_of(baseline.mean) < 1:
             yield Finding(
                 "warning",
                 "A reward model is not clearly better than preferring the longer answer",
-                f"{one.name.capitalize()}: accuracy {percent(one.accuracy.mean)} (interval from "
-                f"{percent(one.accuracy.low)}) against {percent(one.length_baseline.mean)} on "
-                f"{one.num_pairs:,} pairs.",
+                f"Trained {one.name}: accuracy {percent(accuracy.mean)} (interval {range_text(accuracy, 'percent')}) "
+                f"against {percent(baseline.mean)} on {one.num_pairs:,} pairs.",
             )
     asked = sum(one.labels for one in report.collected)
     refused = sum(one.refusals for one in report.collected)
     if asked and refused / asked > REFUSAL_WARNING:
-        yield Finding(
-            "warning", "Many refusals", f"{refused:,} of {asked:,} labels paid for gave no usable verdict."
-        )
+        text = f"{refused:,} of {asked:,} labels paid for gave no usable verdict."
+        yield Finding("warning", "Many refusals", text)
 
 
-def _shares(policies: Sequence[Policy], field: str) -> str:
-    def name(policy: Policy) -> str:
-        return policy.name if policy.arm == MAIN_ARM else f"{policy.arm} {policy.name}"
-
-    return ", ".join(f"{percent(getattr(policy, field))} ({name(policy)})" for policy in policies)
+def _full_name(policy: Policy) -> str:
+    return policy.name if policy.arm == MAIN_ARM else f"{policy.arm}, {policy.name}"
 
 
 def _is_simulation(experiment: Mapping[str, Any]) -> bool:
@@ -1201,11 +1179,6 @@ def _estimate(value: Any) -> Estimate | None:
     return None if mean is None else Estimate(mean)
 
 
-def _deviation(measured: _Measured | None, field: str) -> float | None:
-    values = measured.values(field) if measured else []
-    return pstdev(values) or None if len(values) > 1 else None
-
-
 def _dig(data: Any, dotted: str) -> Any:
     for name in dotted.split("."):
         data = data.get(name) if isinstance(data, dict) else None
@@ -1214,7 +1187,10 @@ def _dig(data: Any, dotted: str) -> Any:
 
 def _once(stages: Iterable[StageRow]) -> list[StageRow]:
     """Each artefact the first time it is mentioned."""
-    return list({(one.kind, one.key): one for one in reversed(list(stages))}.values())[::-1]
+    first: dict[tuple[str, str], StageRow] = {}
+    for one in stages:
+        first.setdefault((one.kind, one.key), one)
+    return list(first.values())
 
 
 def _total(stages: Iterable[StageRow], kind: str, field: str) -> int:
@@ -1285,5 +1261,4 @@ FILTERS: dict[str, Callable[..., str]] = {
     "mean": mean_text,
     "range": range_text,
     "date": date,
-    "place": place_name,
 }

@@ -78,7 +78,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "lost": LOST, "happy": HAPPY, "sad": SAD, "moral": MORALS,
 }  # fmt: skip
 
-NUM_PROMPTS = 1600
+NUM_PROMPTS = 1900
 NUM_DEMONSTRATIONS = 6000
 NUM_TEXTS = 4000
 MOST_DEEDS = 4

@@ -1,0 +1,243 @@
+"""An OpenAI-compatible chat endpoint that can be slow, full or broken, and is paid by the token.
+
+Every answer is kept in a cache folder, one file per request, so that no question is paid for twice. The API key is read
+from the environment, sent, and removed from everything that comes back; it is in no file and no message.
+"""
+
+import email.utils
+import hashlib
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_attempt,
+    stop_when_event_set,
+    wait_random_exponential,
+)
+
+from prefloop.config import JudgeAnnotator
+from prefloop.interfaces import InputError, Unavailable
+from prefloop.store import read_json, write_json
+
+BUSY = frozenset({408, 425, 429})
+"""Client errors that a later try may get over."""
+MAX_PAUSE_S = 300.0
+"""The longest pause between two tries, whatever the server asks for."""
+MAX_REPLY_BYTES = 10_000_000
+SHOWN_CHARACTERS = 300
+"""How much of a server's text goes into a message."""
+LOOKAHEAD = 4
+"""Jobs taken on ahead of the one whose result is due, per request under way."""
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+Body = Mapping[str, Any]
+"""A request as the endpoint's JSON: keys and values are the protocol's."""
+Ask = Callable[[Body], str]
+
+
+class NoAnswerError(Exception):
+    """One try failed in a way that another try may get over."""
+
+    def __init__(self, what: str, pause_s: float | None = None) -> None:
+        super().__init__(what)
+        self.pause_s = pause_s
+
+
+class Chat:
+    """The endpoint, its cache, and what has been spent so far in `stats`."""
+
+    def __init__(self, options: JudgeAnnotator, cache: Path) -> None:
+        self.url = f"{options.base_url.rstrip('/')}/chat/completions"
+        self._shown_url = _without_credentials(self.url)
+        self.options = options
+        self.cache = cache
+        self.stats: dict[str, float] = {
+            "calls": 0, "cached": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0
+        }  # fmt: skip
+        self._key = _key(options.api_key_env)
+        self._lock = threading.Lock()
+
+    def run(self, work: Callable[[Ask, Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        """Yields `work(ask, job)` for each job, in order, several at once.
+
+        `ask` sends a request and returns the text of the reply. When a job fails, the results before it have been
+        yielded and the replies to requests under way are still kept in the cache.
+        """
+        self.cache.mkdir(parents=True, exist_ok=True)
+        limits = httpx.Limits(max_connections=self.options.concurrency)
+        stop = threading.Event()
+        waiting: deque[Future[Result]] = deque()
+        with (
+            httpx.Client(timeout=self.options.timeout_s, limits=limits) as client,
+            ThreadPoolExecutor(self.options.concurrency) as pool,
+        ):
+            try:
+                for job in jobs:
+                    waiting.append(pool.submit(work, lambda body: self._ask(client, stop, body), job))
+                    if len(waiting) >= LOOKAHEAD * self.options.concurrency:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                stop.set()
+                for future in waiting:
+                    future.cancel()
+
+    def _ask(self, client: httpx.Client, stop: threading.Event, body: Body) -> str:
+        content = json.dumps(body, sort_keys=True)
+        digest = hashlib.sha256(json.dumps([self._shown_url, content]).encode()).hexdigest()
+        path = self.cache / f"{digest}.json"
+        if path.is_file():
+            self._count(cached=1)
+            return read_json(path)["text"]
+        reply = self._send_patiently(client, stop, content)
+        text, usage = reply["text"], reply["usage"]
+        # two threads may ask the same: each writes a file of its own, and the last rename wins
+        own = path.with_name(f"{digest}.{os.getpid()}-{threading.get_ident()}")
+        write_json(own, reply)
+        own.replace(path)
+        tokens = usage["prompt_tokens"] + usage["completion_tokens"]
+        self._count(**usage, cost=tokens * self.options.price_per_million_tokens / 1_000_000)
+        return text
+
+    def _send_patiently(self, client: httpx.Client, stop: threading.Event, content: str) -> dict[str, Any]:
+        tries = self.options.retries + 1
+        retrying = Retrying(
+            stop=stop_after_attempt(tries) | stop_when_event_set(stop),
+            wait=_pause,
+            sleep=sleep_using_event(stop),
+            retry=retry_if_exception_type(NoAnswerError),
+            reraise=True,
+        )
+        try:
+            return retrying(self._send, client, content)
+        except NoAnswerError as error:
+            raise Unavailable(
+                f"{self._shown_url}: no answer after {tries} tries; the last one: {error}. "
+                "Verdicts so far are kept: see to the server, then run again"
+            ) from error
+
+    def _send(self, client: httpx.Client, content: str) -> dict[str, Any]:
+        self._count(calls=1)
+        try:
+            status, headers, raw = self._post(client, content)
+        except httpx.TimeoutException as error:
+            raise NoAnswerError(
+                f"nothing within {self.options.timeout_s:g} s ({type(error).__name__})"
+            ) from None
+        except httpx.TransportError as error:
+            raise NoAnswerError(self._safe(f"{type(error).__name__}: {error}")) from None
+        text = self._safe(raw.decode("utf-8", "replace"))
+        shown = " ".join(text.split())[:SHOWN_CHARACTERS] or "no text"
+        if status in BUSY or status >= 500:
+            raise NoAnswerError(f"HTTP {status}: {shown}", _retry_after(headers))
+        if status != 200:
+            hint = f"; is the key in {self.options.api_key_env} right?" if status in (401, 403) else ""
+            raise InputError(f"{self._shown_url}: HTTP {status}: {shown}{hint}")
+        reply = _read_reply(text)
+        if reply is None:
+            raise NoAnswerError(f"HTTP 200 without a chat completion in it: {shown}")
+        # once more: in the JSON the key may have stood in another spelling
+        return reply | {"text": self._safe(reply["text"])}
+
+    def _post(self, client: httpx.Client, content: str) -> tuple[int, httpx.Headers, bytes]:
+        """One request. httpx limits the time between two pieces; here the whole reply has to come in time."""
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        deadline = time.monotonic() + self.options.timeout_s
+        raw = b""
+        with client.stream("POST", self.url, content=content.encode("ascii"), headers=headers) as response:
+            for piece in response.iter_bytes():
+                raw += piece
+                if time.monotonic() > deadline:
+                    raise httpx.ReadTimeout("the reply came too slowly")
+                if len(raw) > MAX_REPLY_BYTES:
+                    raise httpx.ReadError(f"the reply is longer than {MAX_REPLY_BYTES} bytes")
+            return response.status_code, response.headers, raw
+
+    def _safe(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
+
+    def _count(self, **amounts: float) -> None:
+        with self._lock:
+            for name, amount in amounts.items():
+                self.stats[name] += amount
+
+
+def _key(variable: str) -> str:
+    """The API key, or nothing: a server of one's own needs none. Raises InputError for what cannot be sent."""
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(
+            f"environment variable {variable}: holds characters that no API key has; set it again"
+        )
+    return key
+
+
+def _without_credentials(url: str) -> str:
+    """The address as it may be shown. Raises InputError for what is no address."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise InputError(f"base_url {url!r}: not an address: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise InputError(f"base_url {url!r}: write it in full, for instance http://127.0.0.1:8000/v1")
+    return str(parsed.copy_with(userinfo=b""))
+
+
+def _read_reply(text: str) -> dict[str, Any] | None:
+    """Text and token counts of a chat completion; None where it is not one."""
+    try:
+        value = json.loads(text)
+        content = value["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    if content is not None and not isinstance(content, str):
+        return None
+    usage = value.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    return {
+        "text": content or "",
+        "usage": {name: _count_of(counts.get(name)) for name in ("prompt_tokens", "completion_tokens")},
+    }
+
+
+def _count_of(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    """The pause that a server asks for, in seconds: it may give a number or a date."""
+    wanted = headers.get("Retry-After", "")
+    try:
+        pause = float(wanted)
+    except ValueError:
+        try:
+            pause = email.utils.parsedate_to_datetime(wanted).timestamp() - time.time()
+        except ValueError:
+            return None
+    return min(max(pause, 0.0), MAX_PAUSE_S) if pause == pause else None
+
+
+_growing_pause = wait_random_exponential(multiplier=0.5, max=60)
+
+
+def _pause(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, NoAnswerError) and error.pause_s is not None:
+        return error.pause_s
+    return _growing_pause(state)

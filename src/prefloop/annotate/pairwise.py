@@ -1,0 +1,161 @@
+"""Comparisons by a language model that answers A or B, in the format of RLHFlow's pair-preference models.
+
+p = p(A) / (p(A) + p(B)), averaged over both orders, so that p(a, b) = 1 - p(b, a) exactly.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prefloop.batches import Batch, Codec, Row, collate, microbatches
+from prefloop.config import PairwiseAnnotator, RuntimeSection
+from prefloop.interfaces import InputError, PairTask
+from prefloop.modeling import load_policy, load_tokenizer
+from prefloop.records import Comparison, Completion, Message, Prompt, Refusal
+
+TASKS_AT_ONCE = 64
+PLACES = ("context", "a", "b")
+PLACE = re.compile(r"\{(context|a|b)\}")
+LETTERS = ("A", "B")
+LABELS_PER_TASK = 2
+"""Both orders are asked."""
+TOO_LONG = "too_long"
+GRID = 2**32
+"""Probabilities are rounded to multiples of 1 / GRID, for which 1 - p has no rounding error."""
+
+
+class PairwiseComparer:
+    """A causal language model that says which of two completions is better."""
+
+    def __init__(
+        self, model: PreTrainedModel, codec: Codec, *, name: str, template: str, runtime: RuntimeSection
+    ) -> None:
+        missing = [place for place in PLACES if f"{{{place}}}" not in template]
+        if missing:
+            raise InputError(f"pairwise template: lacks {', '.join(f'{{{place}}}' for place in missing)}")
+        self.name = name
+        self.model = model
+        self.codec = codec
+        self.template = template
+        self.runtime = runtime
+        self._letter_ids = letter_ids(codec, name)
+        self._max_length: int | None = getattr(model.config, "max_position_embeddings", None)
+
+    def compare(self, tasks: Iterable[PairTask]) -> Iterator[Comparison | Refusal]:
+        """Yields one row a task, in order. Texts that do not fit into the model are refused, never cut."""
+        remaining = iter(tasks)
+        while chunk := list(islice(remaining, TASKS_AT_ONCE)):
+            yield from self._compare(chunk)
+
+    def _compare(self, tasks: Sequence[PairTask]) -> Iterator[Comparison | Refusal]:
+        rows = [row for task in tasks for row in self._both_orders(task)]
+        fits = [self._max_length is None or row.length <= self._max_length for row in rows]
+        p_first = self._p_first([row for row, fit in zip(rows, fits, strict=True) if fit])
+        values = iter(p_first)
+        p_shown = [next(values) if fit else None for fit in fits]
+        for task, p_ab, p_ba in zip(tasks, p_shown[::2], p_shown[1::2], strict=True):
+            if p_ab is None or p_ba is None:
+                yield Refusal(
+                    prompt_id=task.prompt.id,
+                    completion_ids=(task.a.id, task.b.id),
+                    annotator=self.name,
+                    reason=TOO_LONG,
+                    labels=0,
+                )
+                continue
+            yield Comparison(
+                prompt_id=task.prompt.id,
+                a=task.a.id,
+                b=task.b.id,
+                p_a=both_orders(p_ab, p_ba),
+                annotator=self.name,
+                presented="both",
+                labels=LABELS_PER_TASK,
+            )
+
+    def _both_orders(self, task: PairTask) -> tuple[Row, Row]:
+        return self._row(task.prompt, task.a, task.b), self._row(task.prompt, task.b, task.a)
+
+    def _row(self, prompt: Prompt, first: Completion, second: Completion) -> Row:
+        texts = {"context": conversation_text(prompt.messages), "a": first.text, "b": second.text}
+        # one pass, so that a text that holds {b} stays as it is
+        question = PLACE.sub(lambda match: texts[match[1]], self.template)
+        return Row(tuple(self.codec.prompt_ids((Message(role="user", content=question),))), ())
+
+    @torch.inference_mode()
+    def _p_first(self, rows: Sequence[Row]) -> list[float]:
+        """The probability of A against B after each row, in the order given."""
+        results = [0.0] * len(rows)
+        for indices in microbatches(
+            range(len(rows)), lambda i: rows[i].length, max_tokens=self.runtime.microbatch_tokens
+        ):
+            batch = collate([rows[i] for i in indices], pad_id=self.codec.pad_id, device=self.model.device)
+            logits = self._last_logits(batch)[:, list(self._letter_ids)]  # [B, 2]
+            for index, value in zip(indices, logits.softmax(-1)[:, 0].tolist(), strict=True):
+                results[index] = value
+        return results
+
+    def _last_logits(self, batch: Batch) -> Tensor:
+        """Logits after the last real token of each row, float32 [B, V]; no other position gets any."""
+        positions, which = torch.unique(batch.last, return_inverse=True)  # [U], [B]
+        logits = self.model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=positions).logits
+        return logits[torch.arange(len(which), device=which.device), which].float()
+
+
+def load_pairwise(options: PairwiseAnnotator, runtime: RuntimeSection) -> PairwiseComparer:
+    """The comparer of a model folder or hub name. Raises InputError for reward models and classifiers."""
+    model = load_policy(options.model, runtime)
+    codec = Codec(load_tokenizer(options.model))
+    name = f"pairwise/{options.model}"
+    return PairwiseComparer(model, codec, name=name, template=options.template, runtime=runtime)
+
+
+def letter_ids(codec: Codec, name: str) -> tuple[int, int]:
+    """The tokens that an answer "A" and an answer "B" consist of. Raises InputError where that is not one each."""
+    question = (Message(role="user", content="?"),)
+    # as they continue the question, without the terminator
+    a, b = (codec.answer_ids(question, letter)[:-1] for letter in LETTERS)
+    if len(a) != 1 or len(b) != 1 or a == b:
+        raise InputError(
+            f"{name}: the tokenizer writes A as {a} and B as {b}; a pairwise model needs one token each, and different"
+        )
+    return a[0], b[0]
+
+
+def conversation_text(messages: Sequence[Message]) -> str:
+    """A conversation as plain text with RLHFlow's turn marks, as its pairwise models saw it in training."""
+    turns = "".join(f"\n<turn> {message.role}\n {message.content}" for message in messages)
+    return f"\n{turns}\n\n"
+
+
+def both_orders(p_ab: float, p_ba: float) -> float:
+    """P(a is better), from the probability of the one shown first in the orders ab and ba."""
+    return round((p_ab + 1 - p_ba) / 2 * GRID) / GRID
+
+
+# --- from comparisons to a ranking -----------------------------------------------------------------------------------
+
+
+def win_rates(num_completions: int, comparisons: Iterable[tuple[int, int, float]]) -> list[float]:
+    """Each completion's mean probability of winning, from rows (a, b, p_a) by position; 0.5 if never compared."""
+    wins: list[list[float]] = [[] for _ in range(num_completions)]
+    for a, b, p_a in comparisons:
+        wins[a].append(p_a)
+        wins[b].append(1 - p_a)
+    return [sum(one) / len(one) if one else 0.5 for one in wins]
+
+
+def knockout(num_completions: int, p_a: Callable[[int, int], float]) -> int:
+    """The winner of a tournament among neighbours, with num_completions - 1 questions; the earlier one wins ties.
+
+    `p_a(i, j)` is the probability that completion i is better than completion j. An odd one out goes on unasked.
+    """
+    standing = list(range(num_completions))
+    while len(standing) > 1:
+        winners = [i if p_a(i, j) >= 0.5 else j for i, j in zip(standing[::2], standing[1::2], strict=False)]
+        standing = winners + standing[len(winners) * 2 :]
+    return standing[0]
