@@ -5,6 +5,7 @@ Everything that prints is here. Commands other than `run`, `quickstart` and `cha
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -28,11 +29,11 @@ from rich.table import Table
 
 from prefloop import __version__, config, pipeline
 from prefloop.config import MAIN_ARM, Experiment
-from prefloop.interfaces import PrefloopError
+from prefloop.interfaces import InputError, PrefloopError
 from prefloop.interfaces import Progress as Report
 from prefloop.pipeline import Entry, Watcher
 from prefloop.records import Group
-from prefloop.store import Artefact, Workspace, read_records
+from prefloop.store import Artefact, Workspace, garbage, read_records, remove
 
 console = Console()
 errors = Console(stderr=True)
@@ -405,6 +406,208 @@ def plan(
     )
 
 
+@app.command(epilog="Example: `prefloop status --json`")
+def status(run_name: RunName = None, workspace: WorkspaceOption = None, as_json: Json = False) -> None:
+    """Show how far a run is: every artefact with its key and content digest."""
+    space = _workspace(None, workspace)
+    read = pipeline.read_run(space, run_name or _latest(space))
+    rows = []
+    for one in read["entries"]:
+        artefact = Artefact(one["kind"], one["key"], space.artefacts / f"{one['kind']}-{one['key']}")
+        state = "done" if artefact.exists else "building" if space.is_building(artefact.name) else "to do"
+        digest = artefact.manifest["digest"] if artefact.exists else None
+        rows.append({**one, "state": state, "digest": digest, "path": str(artefact.path)})
+    if as_json:
+        _print_json({"run": read["name"], "artefacts": rows})
+        return
+    done = sum(row["state"] == "done" for row in rows)
+    table = Table(title=f"run {read['name']}: {done} of {len(rows)} stages done", title_justify="left")
+    for name in ("arm", "iteration", "stage", "state", "artefact", "what"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        artefact = Artefact(row["kind"], row["key"], Path(row["path"]))
+        step = "" if row["iteration"] is None else str(row["iteration"] + 1)
+        color = {"done": "green", "building": "yellow", "to do": "dim"}[row["state"]]
+        what = summary(artefact) if row["state"] == "done" else row["work"]
+        table.add_row(
+            row["arm"], step, row["role"], f"[{color}]{row['state']}[/]", artefact.name, escape(what)
+        )
+    console.print(table)
+
+
+@app.command(epilog="Example: `prefloop show select-3f2a --start 20 --number 5`")
+def show(
+    name: Annotated[str, typer.Argument(help="An artefact (or the beginning of its name or key), or a run.")],
+    workspace: WorkspaceOption = None,
+    start: Annotated[int, typer.Option(min=0, help="First row to show.")] = 0,
+    number: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
+) -> None:
+    """Browse prompts, groups with scores, pairs, or the lineage of a policy back to every pair and annotator."""
+    from prefloop import browse
+
+    space = _workspace(None, workspace)
+    if (pipeline.run_folder(space, name) / "run.json").is_file():
+        read = pipeline.read_run(space, name)
+        console.print(browse.run_page(read, pipeline.run_artefacts(space, read)))
+        return
+    console.print(browse.artefact_page(space, space.find(name), start=start, number=number))
+
+
+@app.command(epilog="Example: `prefloop report quickstart --json > report.json`")
+def report(run_name: RunName = None, workspace: WorkspaceOption = None, as_json: Json = False) -> None:
+    """Write the report of a run, finished or not, as one HTML file that opens offline."""
+    from prefloop.report import as_dict, collect, write_report
+
+    space = _workspace(None, workspace)
+    chosen = run_name or _latest(space)
+    pipeline.read_run(space, chosen)
+    if as_json:
+        _print_json(as_dict(collect(space, chosen)))
+        return
+    page = write_report(space, chosen)
+    console.print(f"[link=file://{page.resolve()}]{page}[/link]", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: `prefloop chat policy-3f2a sft-91bc` puts the same message to both")
+def chat(
+    policies: Annotated[
+        list[str], typer.Argument(help="One or two policies: artefact, model folder or hub name.")
+    ],
+    workspace: WorkspaceOption = None,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    once: Annotated[str | None, typer.Option(help="Answer this message and stop.")] = None,
+) -> None:
+    """Talk to a policy, or to two side by side. An empty line starts over; Ctrl-D ends."""
+    from prefloop.chat import Conversation
+
+    if len(policies) > 2:
+        raise InputError(f"chat: {len(policies)} policies; one or two can be talked to at a time")
+    from prefloop import browse
+
+    space = _workspace(None, workspace)
+    sides = [
+        Conversation(
+            browse.policy_folder(space, name), temperature=temperature, max_new_tokens=max_new_tokens
+        )
+        for name in policies
+    ]
+    while True:
+        try:
+            message = once if once is not None else console.input("[bold blue]you[/] ")
+        except EOFError:
+            return
+        if message.strip():
+            for name, side in zip(policies, sides, strict=True):
+                title = f"[dim]{escape(name)}[/] " if len(sides) > 1 else ""
+                console.print(f"{title}{browse.shown(side.answer(message))}", highlight=False)
+        else:
+            for side in sides:
+                side.start_over()
+            console.print("[dim]a new conversation[/]")
+        if once is not None:
+            return
+
+
+@app.command(epilog="Example: `prefloop init iterative-dpo > my.yaml`")
+def init(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(PRESETS)}.")] = "quickstart",
+) -> None:
+    """Print a commented experiment file to start from."""
+    if name not in PRESETS:
+        raise InputError(f"no experiment {name!r}; choose {', '.join(PRESETS)}")
+    print(preset(name), end="")
+
+
+@app.command(epilog="Example: `prefloop export select-3f2a pairs.jsonl --format trl`")
+def export(
+    name: Annotated[
+        str,
+        typer.Argument(help="Artefact with pairs (select, import), groups (generate, annotate) or a policy."),
+    ],
+    out: Annotated[Path, typer.Argument(help="File to write; for a policy, a folder.")],
+    format: Annotated[
+        str,
+        typer.Option("--format", help="trl, hh, ultrafeedback, online_rlhf, parquet, or model for a policy."),
+    ] = "trl",
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write pairs or groups in a format that other tools read, or copy a policy as a transformers folder."""
+    space = _workspace(None, workspace)
+    artefact = space.find(name)
+    if artefact.kind in ("base", "sft", "policy", "promote", "reward"):
+        from prefloop.stages.shared import model_folder
+
+        if out.exists():
+            raise InputError(f"{out}: exists; choose a new folder")
+        shutil.copytree(model_folder(artefact), out)
+        console.print(f"{out}: an ordinary transformers folder", highlight=False)
+        return
+    from prefloop.export import export as write
+
+    judgements = None
+    if artefact.kind == "annotate":
+        judgements = artefact.path / "judgements.jsonl"
+        artefact = space.find(f"generate-{artefact.manifest['inputs']['groups']}")
+    written = write(artefact.path, format, out, judgements)
+    console.print(f"{out}: {written} rows", highlight=False)
+
+
+@app.command(epilog="Example: `prefloop label workspace/human/annotate-3f2a --as ada`")
+def label(
+    folder: Annotated[Path, typer.Argument(help="Folder that `prefloop run` named when it stopped to wait.")],
+    annotator: Annotated[
+        str, typer.Option("--as", help="Your name; it is kept with every judgement.")
+    ] = "me",
+) -> None:
+    """Judge completions in the terminal, side by side and blind. Everything is saved at once; stop at any time."""
+    from prefloop.annotate.human import label_in_terminal
+
+    label_in_terminal(folder, annotator, ask=input, show=print)
+
+
+@app.command(epilog="Example: `prefloop gc --yes`")
+def gc(
+    workspace: WorkspaceOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only say what would go.")] = False,
+) -> None:
+    """Delete artefacts that no run needs any more."""
+    space = _workspace(None, workspace)
+    keep = {
+        artefact.name
+        for path in space.runs.glob("*/run.json")
+        for artefact in pipeline.run_artefacts(space, pipeline.read_run(space, path.parent.name))
+    }
+    found = garbage(space, keep)
+    for path, size in found:
+        console.print(f"{'deleted' if yes else 'unneeded'} {path.name} {size / 1e6:.1f} MB", highlight=False)
+        if yes:
+            remove(path)
+    total = sum(size for _, size in found) / 1e6
+    console.print(
+        f"{len(found)} artefacts, {total:.1f} MB"
+        + ("" if yes or not found else "; `prefloop gc --yes` deletes them")
+    )
+
+
+@app.command(epilog="Example: `prefloop doctor`")
+def doctor(workspace: WorkspaceOption = None) -> None:
+    """Check what is installed, the devices and memory, and which backends work here."""
+    from prefloop.doctor import examine
+
+    colors = {"ok": "green", "missing": "dim", "problem": "red"}
+    problems = 0
+    for finding in examine(_workspace(None, workspace).root):
+        problems += finding.state == "problem"
+        console.print(
+            f"[{colors[finding.state]}]{finding.state:<8}[/] {finding.topic:<13} {escape(finding.detail)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if problems:
+        raise typer.Exit(1)
+
+
 # --- helpers ---------------------------------------------------------------------------------------------------------
 
 
@@ -417,6 +620,16 @@ def _workspace(x: Experiment | None, given: Path | None) -> Workspace:
     return Workspace(
         given or Path(x.runtime.workspace if x else os.environ.get("PREFLOOP_WORKSPACE", "workspace"))
     )
+
+
+def _latest(workspace: Workspace) -> str:
+    """The run whose plan was written last."""
+    runs = sorted(workspace.runs.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise InputError(
+            f"no runs in {workspace.root} yet; start one with `prefloop run` or name a --workspace"
+        )
+    return runs[-1].parent.name
 
 
 def _print_json(value: Any) -> None:

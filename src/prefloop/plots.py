@@ -216,7 +216,7 @@ def _ridge_figure(report: "Report", distribution: "Distribution") -> Figure:
     name, unit = (report.score_name, "") if distribution.name == "score" else ("length", "tokens")
     rows = [
         Ridge(
-            one.name if one.arm == report.arms[0] else f"{one.arm} {(one.iteration or 0) + 1}",
+            one.name if one.arm == report.arms[0] else f"{_short(one.arm, 12)} {(one.iteration or 0) + 1}",
             "start" if one.iteration is None else colour(report.arms, one.arm),
             one.shares,
             one.mean,
@@ -536,7 +536,7 @@ def lineage(stages: Sequence["StageRow"], arms: Sequence[str]) -> Markup:
             at = top + depth[stage.kind] * (NODE_HEIGHT + 4)
             nodes[stage.key] = Node(stage, _column(kinds, stage.kind), at)
             depth[stage.kind] += 1
-        name = "before the loop" if iteration is None else f"{arm}, iteration {iteration + 1}"
+        name = "before the loop" if iteration is None else f"{_short(arm, 8)}, iteration {iteration + 1}"
         parts.append(_text(0, top + NODE_HEIGHT / 2 + 4, name, kind="name"))
         top += max(depth.values()) * (NODE_HEIGHT + 4) + NODE_GAP_Y
     parts += [_edge(nodes[key], node) for node in nodes.values() for key in _drawn_inputs(node, nodes)]
@@ -589,6 +589,10 @@ def _node(node: Node, nodes: dict[str, Node], arms: Sequence[str]) -> str:
 
 def _segment(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", kind: str = "tick") -> str:

@@ -709,15 +709,15 @@ def _collected(stages: Sequence[StageRow]) -> Iterator[Collected]:
             pseudo_labels=_total(here, "annotate", "pseudo_labels"),
             ties=_total(here, "annotate", "ties"),
             refusals=_total(here, "annotate", "refusals"),
-            gold_agreement=_mean(here, "annotate", "gold_agreement", weight="labels"),
+            gold_agreement=_weighted(here, "annotate", "gold_agreement", weight="labels"),
             cost=sum(_number(one.stats.get("cost")) or 0.0 for one in annotations),
             annotators=dict(
                 sum((Counter(one.stats.get("annotators") or {}) for one in annotations), Counter())
             ),
             pairs=_total(here, "select", "pairs"),
-            mean_margin=_mean(here, "select", "mean_margin", weight="pairs"),
-            mean_length_chosen=_mean(here, "select", "mean_length_chosen", weight="pairs"),
-            mean_length_rejected=_mean(here, "select", "mean_length_rejected", weight="pairs"),
+            mean_margin=_weighted(here, "select", "mean_margin", weight="pairs"),
+            mean_length_chosen=_weighted(here, "select", "mean_length_chosen", weight="pairs"),
+            mean_length_rejected=_weighted(here, "select", "mean_length_rejected", weight="pairs"),
         )
 
 
@@ -965,6 +965,8 @@ def _step_verdicts(policies: Sequence[Policy]) -> str:
         return ""
     if set(said) == {"improved"}:
         return "every iteration improved on the one before"
+    if set(said) == {"unclear"}:
+        return "no iteration can be told apart from the one before"
     phrases = {
         "improved": "{} improved on the one before",
         "unclear": "{} cannot be told apart from the one before",
@@ -1030,28 +1032,35 @@ def _evaluator_findings(report: Report) -> Iterator[Finding]:
 def _optimisation_findings(report: Report) -> Iterator[Finding]:
     for arm in report.arms:
         chain = [
-            one for one in report.policies if one.evaluated and one.arm == arm and one.iteration is not None
+            one for one in report.policies if one.arm == arm and one.iteration is not None and one.evaluated
         ]
-        for before, after in itertools.pairwise([None, *chain]):
-            gain = after.score_gain_vs_previous if after else None
-            if after is None or gain is None or after.promoted is False or gain.side_of(0) > 0:
+        idle: list[Policy] = []
+        for before, after in itertools.pairwise(chain):
+            gain = after.score_gain_vs_previous
+            if gain is None or after.promoted is False or gain.side_of(0) > 0:
                 continue
-            words = f"the {report.score_name} changed by {describe(gain, report.confidence)}"
-            proxy_before = before.proxy_effect.mean if before and before.proxy_effect else 0.0
-            if gain.side_of(0) < 0 and after.proxy_effect and after.proxy_effect.mean > proxy_before:
+            if gain.side_of(0) < 0 and _mean(after.proxy_effect) > _mean(before.proxy_effect):
                 yield Finding(
                     "warning",
                     "Over-optimisation",
                     f"In {_full_name(after)} the reward model's gain over the start rose from "
-                    f"{number(proxy_before)} to {number(after.proxy_effect.mean)} standard deviations, while {words}.",
+                    f"{number(_mean(before.proxy_effect))} to {number(_mean(after.proxy_effect))} standard deviations, "
+                    f"while the {report.score_name} changed by {describe(gain, report.confidence)}.",
                 )
-            elif before and before.kl and after.kl and after.kl.mean > KL_GROWTH_WARNING * before.kl.mean:
-                yield Finding(
-                    "warning",
-                    "KL grew without a better score",
-                    f"In {_full_name(after)} KL to the start went from {number(before.kl.mean)} to "
-                    f"{number(after.kl.mean)} nats, while {words}. Consider stopping earlier.",
-                )
+            elif _mean(after.kl) > KL_GROWTH_WARNING * _mean(before.kl):
+                idle.append(after)
+        if idle:
+            iterations = _numbered([(one.iteration or 0) + 1 for one in idle])
+            yield Finding(
+                "warning",
+                "KL grew without a better score",
+                f"In {iterations} of {arm} the policy moved on, to {number(_mean(idle[-1].kl))} nats from the start, "
+                f"but no gain in {report.score_name} can be shown. Consider stopping earlier.",
+            )
+
+
+def _mean(estimate: Estimate | None) -> float:
+    return estimate.mean if estimate else 0.0
 
 
 def _outcome_findings(report: Report) -> Iterator[Finding]:
@@ -1106,12 +1115,14 @@ def _text_findings(report: Report) -> Iterator[Finding]:
             "The same answer again and again",
             f"{shares} of the evaluation answers are one and the same text.",
         )
-    before, after = (one.tokens.mean if one and one.tokens else 0 for one in (report.start, report.final))
+    before, after = (_mean(one.tokens) if one else 0.0 for one in (report.start, report.final))
     if before and after > LENGTH_WARNING * before:
+        correlation = report.final.score_length_correlation if report.final else None
         yield Finding(
             "warning",
             "Answers grew much longer",
-            f"From {number(before)} to {number(after)} tokens on average.",
+            f"From {number(before)} to {number(after)} tokens on average; the score's correlation with length is "
+            f"{number(correlation)}.",
         )
 
 
@@ -1197,7 +1208,7 @@ def _total(stages: Iterable[StageRow], kind: str, field: str) -> int:
     return sum(int(one.stats.get(field) or 0) for one in stages if one.kind == kind)
 
 
-def _mean(stages: Iterable[StageRow], kind: str, field: str, *, weight: str) -> float | None:
+def _weighted(stages: Iterable[StageRow], kind: str, field: str, *, weight: str) -> float | None:
     """Mean of a figure over stages, weighted by a count of theirs."""
     found = [
         (value, float(one.stats.get(weight) or 0))

@@ -9,7 +9,9 @@ from prefloop.interfaces import InputError
 from prefloop.records import Group, Message, Prompt, file_completion
 
 PROMPT = Prompt.of((Message(role="user", content="Count"),), answer="42")
-GROUP = Group(prompt=PROMPT, completions=(file_completion(PROMPT, "one two"), file_completion(PROMPT, "x", 1)))
+GROUP = Group(
+    prompt=PROMPT, completions=(file_completion(PROMPT, "one two"), file_completion(PROMPT, "x", 1))
+)
 
 
 @pytest.fixture
@@ -23,11 +25,15 @@ def write(tmp_path):
 
 
 def score(target: str) -> list[float]:
-    return [row.value for row in FunctionScorer(FunctionAnnotator(kind="function", target=target)).score([GROUP])]
+    return [
+        row.value for row in FunctionScorer(FunctionAnnotator(kind="function", target=target)).score([GROUP])
+    ]
 
 
 def test_the_function_gets_prompt_completion_and_answer(write):
-    target = write("def score(prompt, completion, answer):\n    return len(completion) + len(prompt) / 10 + int(answer)\n")
+    target = write(
+        "def score(prompt, completion, answer):\n    return len(completion) + len(prompt) / 10 + int(answer)\n"
+    )
     assert score(target) == [7 + 0.5 + 42, 1 + 0.5 + 42]
 
 
@@ -91,7 +97,11 @@ def test_a_file_without_a_usable_function_says_what_is_wrong(write, source, mess
 
 @pytest.mark.parametrize(
     ("target", "message"),
-    [("score", "path/to/file.py:name"), ("x.py:", "path/to/file.py:name"), ("no/such.py:score", "no file no/such.py")],
+    [
+        ("score", "path/to/file.py:name"),
+        ("x.py:", "path/to/file.py:name"),
+        ("no/such.py:score", "no file no/such.py"),
+    ],
 )
 def test_a_target_must_name_a_file_and_a_function(target, message):
     for use in (load_function, function_digest):

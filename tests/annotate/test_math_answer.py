@@ -116,7 +116,9 @@ def test_the_last_box_counts_and_its_braces_may_nest():
     assert grade(r"cut off \boxed{\frac{1}{2", "1/2") == -1
 
 
-@pytest.mark.parametrize("solution", ["#### 18", "A: $18", "The answer is 18.", "18", "A: 18 dollars", "$18$"])
+@pytest.mark.parametrize(
+    "solution", ["#### 18", "A: $18", "The answer is 18.", "18", "A: 18 dollars", "$18$"]
+)
 def test_an_answer_without_a_box_counts_when_it_is_marked_or_alone(solution):
     assert grade(f"{solution}", "18") == 1
     assert grade(f"{solution}", "19") == -1

@@ -112,7 +112,7 @@ def test_the_same_seed_gives_the_same_verdicts_in_any_order_and_batch():
     whole = verdicts([tasks])
     assert verdicts([tasks[::-1]]) == whole
     assert verdicts([one] for one in tasks) == whole
-    assert len({row for row in whole}) == 300
+    assert len(set(whole)) == 300
 
 
 def test_another_seed_gives_other_verdicts():

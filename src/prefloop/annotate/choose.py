@@ -46,7 +46,7 @@ def comparer(
     cache: Path,
     human_folder: Path,
     reward_scorer: Callable[[str | None], Scorer],
-    runtime: RuntimeSection = RuntimeSection(),
+    runtime: RuntimeSection,
 ) -> Comparer:
     """The annotator as one that compares. Raises InputError for those that only score."""
     match section.kind:

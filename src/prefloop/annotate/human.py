@@ -191,6 +191,7 @@ def append_judgement(folder: Path, judgement: HumanJudgement) -> None:
 # --- labelling in a terminal -----------------------------------------------------------------------------------------
 
 QUESTION = "Better: a or b? t tie, s skip, u undo, q quit > "
+NOTHING_LEFT = "Nothing is left for you here. u undo, Enter to leave > "
 WHY_SKIPPED = "Why is it skipped? (Enter for no reason) > "
 KEYS = {
     "a": "first",
@@ -231,24 +232,33 @@ def label_in_terminal(
         raise InputError(f"annotator {annotator!r}: give a name of visible characters on one line")
     tasks = read_tasks(folder)
     try:
-        while (task := _open_task(tasks, read_valid(folder), annotator)) is not None:
-            _show_task(task, annotator, show)
-            key = _key(ask, show)
-            if key == "quit":
-                break
+        while (key := _step(folder, tasks, annotator, ask, show)) != "quit":
             if key == "undo":
                 _withdraw_last(folder, annotator, show)
-                continue
-            reason = printable(ask(WHY_SKIPPED)).strip() if key == "skip" else ""
-            judgement = _judgement(folder, task, annotator, key, reason or None)
-            append_judgement(folder, judgement)
-        else:
-            show("Nothing is left for you here. Thank you.")
     except (EOFError, KeyboardInterrupt):
         show("")  # every answered task is stored already
     mine = sum(one.annotator == annotator for rows in read_valid(folder).values() for one in rows)
     show(f"{mine} of {len(tasks)} tasks judged by {annotator}.")
     return mine
+
+
+def _step(
+    folder: Path,
+    tasks: Sequence[HumanTask],
+    annotator: str,
+    ask: Callable[[str], str],
+    show: Callable[[str], object],
+) -> str:
+    """Asks about the next open task and stores the verdict; returns the key."""
+    task = _open_task(tasks, read_valid(folder), annotator)
+    if task is None:
+        return "undo" if ask(NOTHING_LEFT).strip().lower() == "u" else "quit"
+    _show_task(task, annotator, show)
+    key = _key(ask, show)
+    if key not in ("undo", "quit"):
+        reason = printable(ask(WHY_SKIPPED)).strip() if key == "skip" else ""
+        append_judgement(folder, _judgement(folder, task, annotator, key, reason or None))
+    return key
 
 
 def printable(text: str) -> str:

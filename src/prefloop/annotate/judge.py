@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from prefloop.annotate.chat import Ask, Body, Chat
+from prefloop.annotate.endpoint import Ask, Body, Endpoint
 from prefloop.config import JudgeAnnotator
 from prefloop.interfaces import InputError, PairTask
 from prefloop.records import Comparison, Completion, Refusal, content_id
@@ -56,16 +56,16 @@ class JudgeComparer:
         missing = [place for place in PLACES if f"{{{place}}}" not in self._template]
         if missing:
             raise InputError(f"judge template: lacks {', '.join(f'{{{place}}}' for place in missing)}")
-        self._chat = Chat(options, cache)
+        self._endpoint = Endpoint(options, cache)
 
     @property
     def stats(self) -> Mapping[str, float]:
         """Calls made, replies from the cache, tokens and cost, since this judge was made."""
-        return self._chat.stats
+        return self._endpoint.stats
 
     def compare(self, tasks: Iterable[PairTask]) -> Iterator[Comparison | Refusal]:
         """Yields one row a task, in order. Raises Unavailable or InputError after the rows that were finished."""
-        yield from self._chat.run(self._judge, tasks)
+        yield from self._endpoint.run(self._judge, tasks)
 
     def _judge(self, ask: Ask, task: PairTask) -> Comparison | Refusal:
         orders = self._orders(task)

@@ -4,7 +4,7 @@ p = p(A) / (p(A) + p(B)), averaged over both orders, so that p(a, b) = 1 - p(b, 
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -138,24 +138,3 @@ def both_orders(p_ab: float, p_ba: float) -> float:
 
 
 # --- from comparisons to a ranking -----------------------------------------------------------------------------------
-
-
-def win_rates(num_completions: int, comparisons: Iterable[tuple[int, int, float]]) -> list[float]:
-    """Each completion's mean probability of winning, from rows (a, b, p_a) by position; 0.5 if never compared."""
-    wins: list[list[float]] = [[] for _ in range(num_completions)]
-    for a, b, p_a in comparisons:
-        wins[a].append(p_a)
-        wins[b].append(1 - p_a)
-    return [sum(one) / len(one) if one else 0.5 for one in wins]
-
-
-def knockout(num_completions: int, p_a: Callable[[int, int], float]) -> int:
-    """The winner of a tournament among neighbours, with num_completions - 1 questions; the earlier one wins ties.
-
-    `p_a(i, j)` is the probability that completion i is better than completion j. An odd one out goes on unasked.
-    """
-    standing = list(range(num_completions))
-    while len(standing) > 1:
-        winners = [i if p_a(i, j) >= 0.5 else j for i, j in zip(standing[::2], standing[1::2], strict=False)]
-        standing = winners + standing[len(winners) * 2 :]
-    return standing[0]

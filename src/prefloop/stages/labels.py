@@ -221,11 +221,17 @@ def annotate(x: Experiment, groups: Artefact, reward: Artefact | None, *, number
         rows = read_records(groups.path / "groups.jsonl", Group)
         proxy = _proxy_scores(x, build, rows, reward) if proposes and reward is not None else None
         file = RowFile(build.path / "judgements.jsonl")
-        if section.asks in ("scores", "recorded"):
+        skipped: Counter[str] = Counter()
+        if section.annotator.kind == "recorded":
+            from prefloop.annotate.recorded import RecordedScorer
+
+            recorded = RecordedScorer(section.annotator)
+            for chunk in chunks(build, file, rows, GROUPS_PER_CHUNK):
+                file.append(recorded.replay(chunk))
+        elif section.asks == "scores":
             scorer = annotator_scorer(x, reward)
             for chunk in chunks(build, file, rows, GROUPS_PER_CHUNK):
                 file.append(scorer.score(chunk))
-            skipped: Counter[str] = Counter()
         else:
             skipped = _compare(x, build, file, rows, proxy, reward)
         judgements = read_judgements(file.path)
@@ -292,6 +298,7 @@ def _compare(
         cache=build.path.parent.parent / "cache" / "judge",
         human_folder=build.path.parent.parent / "human" / build.path.name.removesuffix(".partial"),
         reward_scorer=lambda path: reward_scorer(x, path, reward, labels=1),
+        runtime=x.runtime,
     )
     at_once = len(tasks) if x.annotate.annotator.kind == "human" else 4 * GROUPS_PER_CHUNK
     for chunk in chunks(build, file, tasks, max(1, at_once)):

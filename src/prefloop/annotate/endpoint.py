@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import httpx
 from tenacity import (
@@ -43,9 +43,17 @@ LOOKAHEAD = 4
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-Body = Mapping[str, Any]
+Body = Mapping[str, object]
 """A request as the endpoint's JSON: keys and values are the protocol's."""
 Ask = Callable[[Body], str]
+
+
+class Reply(NamedTuple):
+    """What the model said and what it cost; this is what the cache keeps."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
 
 
 class NoAnswerError(Exception):
@@ -56,7 +64,7 @@ class NoAnswerError(Exception):
         self.pause_s = pause_s
 
 
-class Chat:
+class Endpoint:
     """The endpoint, its cache, and what has been spent so far in `stats`."""
 
     def __init__(self, options: JudgeAnnotator, cache: Path) -> None:
@@ -103,17 +111,22 @@ class Chat:
         if path.is_file():
             self._count(cached=1)
             return read_json(path)["text"]
+        if stop.is_set():  # nobody waits for this result any more, so nobody should pay for it
+            raise NoAnswerError("stopped")
         reply = self._send_patiently(client, stop, content)
-        text, usage = reply["text"], reply["usage"]
         # two threads may ask the same: each writes a file of its own, and the last rename wins
         own = path.with_name(f"{digest}.{os.getpid()}-{threading.get_ident()}")
-        write_json(own, reply)
+        write_json(own, reply._asdict())
         own.replace(path)
-        tokens = usage["prompt_tokens"] + usage["completion_tokens"]
-        self._count(**usage, cost=tokens * self.options.price_per_million_tokens / 1_000_000)
-        return text
+        tokens = reply.prompt_tokens + reply.completion_tokens
+        self._count(
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+            cost=tokens * self.options.price_per_million_tokens / 1_000_000,
+        )
+        return reply.text
 
-    def _send_patiently(self, client: httpx.Client, stop: threading.Event, content: str) -> dict[str, Any]:
+    def _send_patiently(self, client: httpx.Client, stop: threading.Event, content: str) -> Reply:
         tries = self.options.retries + 1
         retrying = Retrying(
             stop=stop_after_attempt(tries) | stop_when_event_set(stop),
@@ -130,7 +143,7 @@ class Chat:
                 "Verdicts so far are kept: see to the server, then run again"
             ) from error
 
-    def _send(self, client: httpx.Client, content: str) -> dict[str, Any]:
+    def _send(self, client: httpx.Client, content: str) -> Reply:
         self._count(calls=1)
         try:
             status, headers, raw = self._post(client, content)
@@ -151,7 +164,7 @@ class Chat:
         if reply is None:
             raise NoAnswerError(f"HTTP 200 without a chat completion in it: {shown}")
         # once more: in the JSON the key may have stood in another spelling
-        return reply | {"text": self._safe(reply["text"])}
+        return reply._replace(text=self._safe(reply.text))
 
     def _post(self, client: httpx.Client, content: str) -> tuple[int, httpx.Headers, bytes]:
         """One request. httpx limits the time between two pieces; here the whole reply has to come in time."""
@@ -199,7 +212,7 @@ def _without_credentials(url: str) -> str:
     return str(parsed.copy_with(userinfo=b""))
 
 
-def _read_reply(text: str) -> dict[str, Any] | None:
+def _read_reply(text: str) -> Reply | None:
     """Text and token counts of a chat completion; None where it is not one."""
     try:
         value = json.loads(text)
@@ -210,10 +223,9 @@ def _read_reply(text: str) -> dict[str, Any] | None:
         return None
     usage = value.get("usage")
     counts = usage if isinstance(usage, dict) else {}
-    return {
-        "text": content or "",
-        "usage": {name: _count_of(counts.get(name)) for name in ("prompt_tokens", "completion_tokens")},
-    }
+    return Reply(
+        content or "", _count_of(counts.get("prompt_tokens")), _count_of(counts.get("completion_tokens"))
+    )
 
 
 def _count_of(value: object) -> int:

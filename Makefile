@@ -1,0 +1,65 @@
+# `make quickstart` installs prefloop into .venv and runs the whole loop; `make check` is what a change must pass.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+# The CPU build of torch: without it, pip on Linux downloads several gigabytes of CUDA libraries.
+TORCH_CPU ?= torch==2.13.0+cpu
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+DEV_GROUP := import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"]))
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart install dev test check lint types docs clean
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+quickstart: install ## Install, then run the whole loop on the built-in tales
+	$(BIN)/prefloop quickstart
+
+install: $(VENV)/.installed ## Install prefloop into .venv
+
+dev: $(VENV)/.installed-dev ## Install what contributors need as well
+
+test: dev ## Run the tests; PYTEST_ARGS="-k store" chooses some
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint types test ## Everything a change must pass
+
+lint: dev ## Check format and style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: dev ## Check types
+	$(BIN)/pyright
+
+docs: install ## Write docs/reference anew from the code
+	$(BIN)/python docs/generate_reference.py
+
+clean: ## Remove build products and caches; .venv and workspace stay
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find src tests docs examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "prefloop needs Python 3.11 or newer; name one with make PYTHON=python3.11")'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@if $(BIN)/python -c 'import importlib.metadata; importlib.metadata.version("torch")' 2>/dev/null; then \
+	  echo "torch is installed already; keeping it"; \
+	elif [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
+	  echo "No NVIDIA driver found: installing the CPU build of torch"; \
+	  $(PIP) install --no-deps --extra-index-url $(TORCH_CPU_INDEX) "$(TORCH_CPU)" || { \
+	    echo "$(TORCH_CPU) cannot be had for this platform: installing the usual torch instead, a larger download"; \
+	    $(PIP) install torch; \
+	  }; \
+	fi
+	$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(BIN)/python -c '$(DEV_GROUP)' > $(VENV)/dev-requirements.txt
+	$(PIP) install --requirement $(VENV)/dev-requirements.txt
+	@touch $@

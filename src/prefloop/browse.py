@@ -1,0 +1,224 @@
+"""What `prefloop show` prints: artefacts as rows and figures, and the lineage of a policy.
+
+Returns rich renderables; text from data and models is escaped and stripped of control characters.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Group as Stack
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from prefloop.annotate.human import printable
+from prefloop.interfaces import InputError
+from prefloop.records import (
+    Comparison,
+    Completion,
+    Group,
+    Judgement,
+    PreferencePair,
+    Prompt,
+    Score,
+    judgement_adapter,
+)
+from prefloop.store import Artefact, Workspace, read_json, read_records, read_rows
+
+CHARACTERS_SHOWN = 400
+
+
+def shown(text: str) -> str:
+    """Hostile text made safe for a terminal and cut to a readable length."""
+    clean = printable(text)
+    return escape(clean if len(clean) <= CHARACTERS_SHOWN else clean[:CHARACTERS_SHOWN] + " …")
+
+
+def artefact_page(workspace: Workspace, artefact: Artefact, *, start: int, number: int) -> Stack:
+    """Facts about an artefact, then `number` of its rows from position `start`."""
+    parts: list[RenderableType] = [_facts(artefact)]
+    rows = list(_rows(workspace, artefact))
+    if rows:
+        end = min(start + number, len(rows))
+        parts += [f"[dim]rows {start + 1} to {end} of {len(rows)}[/]", *rows[start:end]]
+    elif artefact.kind in ("policy", "sft", "promote", "reward"):
+        parts.append(lineage(workspace, artefact))
+    return Stack(*parts)
+
+
+def _facts(artefact: Artefact) -> Table:
+    manifest = artefact.manifest
+    table = Table(title=artefact.name, show_header=False, title_justify="left", box=None)
+    dropped = (
+        ", ".join(f"{number} {reason}" for reason, number in manifest["rows"]["dropped"].items()) or "none"
+    )
+    table.add_row("digest", manifest["digest"])
+    table.add_row("rows", f"{manifest['rows']['in']} in, {manifest['rows']['out']} out, dropped: {dropped}")
+    table.add_row("made in", f"{manifest['seconds']:.1f} s")
+    for name, value in manifest["stats"].items():
+        if value is not None:
+            table.add_row(name, escape(_short(value)))
+    for role, keys in manifest["inputs"].items():
+        table.add_row(f"from {role}", " ".join([keys] if isinstance(keys, str) else keys))
+    return table
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_short(one)}" for name, one in value.items() if one is not None)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _rows(workspace: Workspace, artefact: Artefact) -> Iterator[RenderableType]:
+    folder = artefact.path
+    match artefact.kind:
+        case "prompts" | "draw":
+            for file in ("prompts.jsonl", "train.jsonl", "gate.jsonl", "evaluation.jsonl"):
+                if (folder / file).is_file():
+                    for prompt in read_records(folder / file, Prompt):
+                        yield f"[blue]{file.removesuffix('.jsonl')}[/] {shown(prompt.text)}"
+        case "generate":
+            for group in read_records(folder / "groups.jsonl", Group):
+                yield group_table(group, [])
+        case "annotate":
+            yield from _judged_groups(workspace, artefact)
+        case "select" | "import":
+            for pair in read_records(folder / "pairs.jsonl", PreferencePair):
+                yield pair_table(pair)
+        case "evaluate":
+            measured = {row["completion_id"]: row for row in read_rows(folder / "measurements.jsonl")}
+            for group in read_records(folder / "groups.jsonl", Group):
+                yield group_table(group, [], measured)
+
+
+def _judged_groups(workspace: Workspace, artefact: Artefact) -> Iterator[RenderableType]:
+    source = workspace.find(f"generate-{artefact.manifest['inputs']['groups']}")
+    judgements: dict[str, list[Judgement]] = {}
+    for file in ("judgements.jsonl", "proxy.jsonl"):
+        if (artefact.path / file).is_file():
+            for row in read_rows(artefact.path / file):
+                one = judgement_adapter.validate_python(row)
+                judgements.setdefault(one.prompt_id, []).append(one)
+    for group in read_records(source.path / "groups.jsonl", Group):
+        yield group_table(group, judgements.get(group.prompt.id, []))
+
+
+def group_table(
+    group: Group, judgements: Sequence[Judgement], measured: dict[str, dict[str, Any]] | None = None
+) -> Table:
+    """A prompt and its completions with what was said about each."""
+    table = Table(title=shown(group.prompt.text), title_justify="left", show_lines=True)
+    for name in ("#", "completion", "T", "said"):
+        table.add_column(name, overflow="fold", ratio=1 if name == "completion" else None)
+    for index, one in enumerate(group.completions):
+        said = list(_said_of(one, judgements))
+        if measured and one.id in measured:
+            row = measured[one.id]
+            said = [
+                f"{key} {row[key]:.3f}" for key in ("score", "second", "proxy", "kl") if row[key] is not None
+            ]
+        temperature = f"{one.sampling.temperature:g}" if one.sampling else "–"
+        cut = " [yellow](cut at the length limit)[/]" if one.finish_reason == "length" else ""
+        table.add_row(str(index), shown(one.text) + cut, temperature, "\n".join(said))
+    return table
+
+
+def _said_of(one: Completion, judgements: Sequence[Judgement]) -> Iterator[str]:
+    for judgement in judgements:
+        if isinstance(judgement, Score) and judgement.completion_id == one.id:
+            yield f"{judgement.value:.3f} {escape(judgement.annotator)}"
+        elif isinstance(judgement, Comparison) and one.id in (judgement.a, judgement.b):
+            p = judgement.p_a if one.id == judgement.a else 1 - judgement.p_a
+            verdict = "tie" if p == 0.5 else "[green]better[/]" if p > 0.5 else "worse"
+            yield f"{verdict} {escape(judgement.annotator)}"
+
+
+def pair_table(pair: PreferencePair) -> Table:
+    """A preference pair."""
+    table = Table(title=shown(pair.prompt.text), title_justify="left", show_header=False, show_lines=True)
+    table.add_row("[green]chosen[/]", shown(pair.chosen.text))
+    table.add_row("rejected", shown(pair.rejected.text))
+    table.add_row(
+        "",
+        f"margin {pair.margin:.3f} by {escape(pair.annotator)}, written by {pair.chosen.policy or 'a file'}",
+    )
+    return table
+
+
+def lineage(workspace: Workspace, artefact: Artefact) -> Tree:
+    """Where an artefact comes from, back to every pair, annotator and policy."""
+    tree = Tree(_line(artefact))
+    _grow(tree, workspace, artefact, set())
+    return tree
+
+
+LINEAGE_ROLES = (
+    "start",
+    "pairs",
+    "base",
+    "trunk",
+    "candidate",
+    "previous",
+    "groups",
+    "judgements",
+    "policy",
+    "reward",
+)
+
+
+def _grow(tree: Tree, workspace: Workspace, artefact: Artefact, seen: set[str]) -> None:
+    for role, keys in artefact.manifest["inputs"].items():
+        if role not in LINEAGE_ROLES:
+            continue
+        for key in [keys] if isinstance(keys, str) else keys:
+            parent = workspace.find(key)
+            known = parent.name in seen
+            branch = tree.add(f"[dim]{role}[/] {_line(parent)}" + (" [dim](above)[/]" if known else ""))
+            if not known:
+                seen.add(parent.name)
+                _grow(branch, workspace, parent, seen)
+
+
+def _line(artefact: Artefact) -> str:
+    if not artefact.exists:
+        return f"{artefact.name} [red]missing[/]"
+    stats = artefact.stats
+    match artefact.kind:
+        case "select" | "import":
+            return f"{artefact.name}: {stats['pairs']} pairs"
+        case "annotate":
+            who = ", ".join(f"{number} by {name}" for name, number in list(stats["annotators"].items())[:4])
+            more = len(stats["annotators"]) - 4
+            return f"{artefact.name}: {stats['labels']} labels ({escape(who)}{f' and {more} more' if more > 0 else ''})"
+        case "generate":
+            return f"{artefact.name}: {stats['num_completions']} completions"
+        case "promote":
+            choice = read_json(artefact.path / "policy.json")
+            return f"{artefact.name}: {'kept' if choice['promoted'] else 'rolled back'}"
+        case _:
+            return artefact.name
+
+
+def run_page(plan: dict[str, Any], artefacts: Sequence[Artefact]) -> Table:
+    """A run's stages with the names to look closer."""
+    exists = {one.name: one.exists for one in artefacts}
+    table = Table(title=f"run {plan['name']}", title_justify="left")
+    for name in ("arm", "iteration", "stage", "artefact", "state"):
+        table.add_column(name)
+    for one in plan["entries"]:
+        name = f"{one['kind']}-{one['key']}"
+        step = "" if one["iteration"] is None else str(one["iteration"] + 1)
+        table.add_row(one["arm"], step, one["role"], name, "[green]done[/]" if exists[name] else "to do")
+    return table
+
+
+def policy_folder(workspace: Workspace, text: str) -> str:
+    """The model folder that a name on the command line means: an artefact of the workspace, a folder or a hub name."""
+    try:
+        artefact = workspace.find(text)
+    except InputError:
+        return text
+    from prefloop.stages.shared import model_folder
+
+    return str(model_folder(artefact))
