@@ -14,7 +14,7 @@ from prefloop.config import Experiment
 from prefloop.interfaces import InputError
 from prefloop.plots import duration, number, ticks
 from prefloop.records import Group, Message, Prompt, file_completion
-from prefloop.report import Report, as_dict, collect, write_report
+from prefloop.report import Estimate, Report, as_dict, collect, describe, write_report
 from prefloop.store import Workspace, write_json
 
 Entry = dict[str, Any]
@@ -124,7 +124,7 @@ class Planted:
                     "characters": 50,
                 }
             )
-        figures = {"num_prompts": len(scores), "num_completions": len(scores)}
+        figures: dict[str, Any] = {"num_prompts": len(scores), "num_completions": len(scores)} | stats
         files = {"groups.jsonl": groups, "measurements.jsonl": measurements}
         return self.add(
             "evaluate",
@@ -133,7 +133,7 @@ class Planted:
             files=files,
             seconds=seconds,
             inputs={"policy": policy} if policy else {},
-            **(figures | stats),
+            **figures,
         )
 
 
@@ -308,10 +308,11 @@ def test_a_policy_that_was_rolled_back_is_not_the_result(tmp_path):
             iteration, [score], score=between(score, 1, 4), score_gain_vs_start=between(score - 1, 0.5, 3.0)
         )
         planted.add("promote", iteration, promoted=promoted, reason="KL 9.00 is above 5")
+        planted.add("annotate", iteration, labels=5)
     report = collect(planted.workspace, "demo")
     assert report.final is not None and report.final.iteration == 0
     assert [one.iteration for one in report.policies if one.best] == [0]
-    assert report.verdict.endswith("in 1 iteration with 0 labels; iteration 2 was rolled back.")
+    assert report.verdict.endswith("in 2 iterations with 10 labels; iteration 2 was rolled back.")
     assert ("A policy was rolled back", "iteration 2: KL 9.00 is above 5.") in titles_and_texts(report)
 
 
@@ -532,6 +533,10 @@ def test_numbers_are_written_for_people():
         "1 min 01 s",
         "1 h 02 min",
     ]
+
+
+def test_an_interval_never_hides_on_which_side_of_zero_it_ends():
+    assert describe(Estimate(0.1, 0.0012, 0.2), 0.95) == "+0.100 (95% interval +0.001 to +0.200)"
 
 
 def test_the_report_does_not_need_torch():

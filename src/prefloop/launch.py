@@ -4,12 +4,22 @@ A job is a frozen dataclass of paths and options and a function of it, so that i
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefloop.config import RuntimeSection
 from prefloop.interfaces import PrefloopError, Progress, no_progress
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
 Job = TypeVar("Job")
+
+
+def processes(runtime: RuntimeSection) -> "PartialState":
+    """The processes that share the work, as seen from this one."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=runtime.device == "cpu")
 
 
 def run_job(

@@ -121,6 +121,17 @@ def _readable_errors(path: str, what: str) -> Iterator[None]:
         raise InputError(f"{path}: not a readable {what}: {first}") from error
 
 
+@contextlib.contextmanager
+def _without_load_report() -> Iterator[None]:
+    """A scalar head that is missing on purpose needs no warning."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
 def check_model_folder(path: str) -> None:
     """Refuses what cannot be a model before any library is asked. Raises InputError."""
     folder = Path(path)
@@ -277,7 +288,7 @@ def new_reward_model(trunk: Path | str, runtime: RuntimeSection) -> tuple[PreTra
         raise InputError(
             f"{trunk}: reward.start must be `sft` or a model with a chat template and its own pad token"
         )
-    with _readable_errors(str(trunk), "language model"):
+    with _readable_errors(str(trunk), "language model"), _without_load_report():
         model = AutoModelForSequenceClassification.from_pretrained(
             trunk,
             num_labels=1,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the report draws itself with this module
 
 LARGE, SMALL = (460, 264), (330, 206)
 """Widths and heights of charts, two or three in a line of the page."""
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 16, 42
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 16, 42
 COLOURS = 6
 """Arms beyond this many share colours."""
 RIDGE_LABEL, RIDGE_HEIGHT = 104, 34
@@ -139,11 +139,14 @@ def _score_figure(report: "Report") -> Figure | None:
         return None
     if start and first:
         lines.append(Line("start", (_score_point(start, field),), band=True))
+    rolled_back = (
+        "; hollow points were rolled back" if any(one.promoted is False for one in report.policies) else ""
+    )
     name = f"{report.score_name}, held-out prompts" if scored else "reward model's gain over the start"
     return Figure(
         f"{report.score_name.capitalize() if scored else 'Proxy gain'} by labels spent",
         f"Mean over n = {max(one.num_prompts for one in report.policies):,} held-out prompts. {_bands(report)} "
-        "Numbers are iterations.",
+        f"Numbers are iterations{rolled_back}.",
         (*_arm_keys(report, arms), Key(start.name if start else "start", "start", "dashed")),
         line_chart(lines, x_label="labels spent", y_label=name, rule=first.mean if first else 0.0),
     )
@@ -409,7 +412,7 @@ def _axes(frame: Frame, x_label: str, y_label: str) -> list[str]:
         parts.append(_text(frame.x(value), frame.bottom + 17, text, anchor="middle"))
     parts.append(_segment("axis", LEFT, frame.bottom, frame.right, frame.bottom))
     parts.append(_text((LEFT + frame.right) / 2, frame.height - 6, x_label, anchor="middle", kind="label"))
-    turned = f"translate(12 {(TOP + frame.bottom) / 2:.1f}) rotate(-90)"
+    turned = f"translate(11 {(TOP + frame.bottom) / 2:.1f}) rotate(-90)"
     parts.append(f'<text class="label" text-anchor="middle" transform="{turned}">{escape(y_label)}</text>')
     return parts
 

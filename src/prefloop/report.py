@@ -29,6 +29,7 @@ from prefloop.plots import duration, fixed, number, percent, places_for
 from prefloop.records import Group
 from prefloop.store import LOGS, MANIFEST, Workspace, read_json, read_records, read_rows, write_json
 
+MOST_DECIMALS = 5
 POWER = 0.8
 """The smallest visible gain is the one found with this probability."""
 HISTOGRAM_BINS = 24
@@ -614,13 +615,15 @@ def _mark_best(policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
     return policies
 
 
-def _final(policies: Sequence[Policy], arm: str) -> Policy | None:
-    standing = [
-        one
-        for one in policies
-        if one.arm == arm and one.iteration is not None and one.evaluated and one.promoted is not False
-    ]
-    return standing[-1] if standing else None
+def _last(policies: Iterable[Policy], arm: str) -> Policy | None:
+    """The last policy of an arm that was evaluated: what the arm had spent by then."""
+    evaluated = [one for one in policies if one.arm == arm and one.iteration is not None and one.evaluated]
+    return evaluated[-1] if evaluated else None
+
+
+def _final(policies: Iterable[Policy], arm: str) -> Policy | None:
+    """The last policy of an arm that was evaluated and not rolled back: what the arm has to show."""
+    return _last((one for one in policies if one.promoted is not False), arm)
 
 
 def _training(workspace: Workspace, stage: StageRow) -> Training:
@@ -773,10 +776,10 @@ def _differences(
     """Main minus every other arm; the one statistic that no single stage could have computed."""
     from prefloop.statistics import mean_interval
 
-    main = _final(policies, MAIN_ARM)
+    main, spent = _final(policies, MAIN_ARM), _last(policies, MAIN_ARM)
     for arm in dict.fromkeys(one.arm for one in policies if one.arm != MAIN_ARM):
-        other = _final(policies, arm)
-        if main is None or other is None:
+        other, other_spent = _final(policies, arm), _last(policies, arm)
+        if main is None or spent is None or other is None or other_spent is None:
             continue
         ours = measured[main.arm, main.iteration].by_prompt("score")
         theirs = measured[arm, other.iteration].by_prompt("score")
@@ -787,7 +790,13 @@ def _differences(
         )
         if score := _estimate(interval):
             yield ArmDifference(
-                arm, main.labels, other.labels, main.steps, other.steps, score, len(differences)
+                arm=arm,
+                labels=spent.labels,
+                other_labels=other_spent.labels,
+                steps=spent.steps,
+                other_steps=other_spent.steps,
+                score=score,
+                num_prompts=len(differences),
             )
 
 
@@ -916,9 +925,9 @@ def _verdict(report: Report) -> str:
     elif final.proxy_gain_vs_start:
         change = _change(report, "The reward model's own score", final.proxy_gain_vs_start, None)
     else:
-        return f"Nothing to judge by: no evaluator and no reward model looked at {_effort(final)}."
+        return f"Nothing to judge by: no evaluator and no reward model looked at {_effort(report)}."
     steps = _step_verdicts([one for one in report.policies if one.arm == MAIN_ARM])
-    return f"{change} in {_effort(final)}{'; ' + steps if steps else ''}."
+    return f"{change} in {_effort(report)}{'; ' + steps if steps else ''}."
 
 
 def _early_verdict(report: Report) -> str:
@@ -943,10 +952,12 @@ def _change(report: Report, what: str, gain: Estimate, score: Estimate | None) -
     return f"{what} {words} ({fixed(gain.mean, places, sign=True)}{interval})"
 
 
-def _effort(final: Policy) -> str:
-    iterations = (final.iteration or 0) + 1
-    plural = "s" if iterations != 1 else ""
-    return f"{iterations} iteration{plural} with {final.labels:,} label{'s' if final.labels != 1 else ''}"
+def _effort(report: Report) -> str:
+    """What was spent, on policies that were rolled back too."""
+    last = _last(report.policies, MAIN_ARM)
+    iterations, labels = (last.iteration + 1, last.labels) if last and last.iteration is not None else (0, 0)
+    plurals = ["" if count == 1 else "s" for count in (iterations, labels)]
+    return f"{iterations} iteration{plurals[0]} with {labels:,} label{plurals[1]}"
 
 
 def _step_verdicts(policies: Sequence[Policy]) -> str:
@@ -1223,9 +1234,14 @@ def _weighted(stages: Iterable[StageRow], kind: str, field: str, *, weight: str)
 
 
 def decimals(estimate: Estimate) -> int:
-    """Decimals that the width of its interval deserves."""
-    ends = estimate.low, estimate.high
-    return places_for(None if ends[0] is None or ends[1] is None else ends[1] - ends[0])
+    """Decimals that the width of its interval deserves, and enough to see on which side of 0 an end lies."""
+    if estimate.low is None or estimate.high is None:
+        return places_for(None)
+    places = places_for(estimate.high - estimate.low)
+    ends = [end for end in (estimate.low, estimate.high) if end]
+    return next(
+        (more for more in range(places, MOST_DECIMALS) if all(round(end, more) for end in ends)), places
+    )
 
 
 def describe(estimate: Estimate, confidence: float) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from prefloop.batches import Codec, Row, collate, cut
 from prefloop.config import PolicySection, RuntimeSection
 from prefloop.interfaces import InputError, Progress
+from prefloop.launch import processes
 from prefloop.losses import PairLogps, pair_loss
 from prefloop.modeling import (
     Dtype,
@@ -95,8 +96,9 @@ def train_policy(job: PolicyJob, progress: Progress) -> dict[str, Any]:
     )
     stats["validation"] = _validate(trained, validation, job, codec) if validation else None
     stats |= {"pairs": len(training), "truncated": cut_rows, "objective": job.options.objective.kind}
-    save_model(merged(trained), codec.tokenizer, job.out / "model", dtype=job.dtype)
-    (job.out / REFERENCE_LOGPS).unlink()
+    if processes(job.runtime).is_main_process:
+        save_model(merged(trained), codec.tokenizer, job.out / "model", dtype=job.dtype)
+        (job.out / REFERENCE_LOGPS).unlink()
     return stats
 
 
@@ -133,13 +135,12 @@ def encode_pairs(
 def _with_reference(rows: list[tuple[Row, Row, float]], job: PolicyJob, codec: Codec) -> list[PairRows]:
     """Adds the reference's log-probabilities, from the stage's own file when an earlier try computed them."""
     path = job.out / REFERENCE_LOGPS
-    if path.is_file():
+    with processes(job.runtime).main_process_first():  # the first computes, the others read
+        if not path.is_file():
+            reference = load_policy(job.reference, job.runtime)
+            both = [side for chosen, rejected, _ in rows for side in (chosen, rejected)]
+            write_json(path, all_sequence_logps(reference, both, pad_id=codec.pad_id, runtime=job.runtime))
         values = json.loads(path.read_text())
-    else:
-        reference = load_policy(job.reference, job.runtime)
-        both = [side for chosen, rejected, _ in rows for side in (chosen, rejected)]
-        values = all_sequence_logps(reference, both, pad_id=codec.pad_id, runtime=job.runtime)
-        write_json(path, values)
     return [
         PairRows(chosen, rejected, weight, values[2 * index], values[2 * index + 1])
         for index, (chosen, rejected, weight) in enumerate(rows)

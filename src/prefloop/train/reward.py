@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prefloop.batches import Codec, Row, collate, cut
 from prefloop.config import RewardSection, RuntimeSection
 from prefloop.interfaces import Progress
+from prefloop.launch import processes
 from prefloop.losses import bradley_terry_loss
 from prefloop.modeling import Dtype, all_scores, new_reward_model, save_model, sequence_scores, settle
 from prefloop.records import PreferencePair
@@ -72,7 +73,8 @@ def train_reward(job: RewardJob, progress: Progress) -> dict[str, Any]:
     )
     final = merged(trained)
     stats["validation"] = _validate(final, job.validation, codec, job) if job.validation else None
-    save_model(final, codec.tokenizer, job.out / "model", dtype=job.dtype)
+    if processes(job.runtime).is_main_process:
+        save_model(final, codec.tokenizer, job.out / "model", dtype=job.dtype)
     return stats | {"num_rows": len(rows), "truncated": cut_rows}
 
 

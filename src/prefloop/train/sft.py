@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prefloop.batches import Codec, Row, collate, cut
 from prefloop.config import RuntimeSection, SftSection
 from prefloop.interfaces import Progress
+from prefloop.launch import processes
 from prefloop.modeling import Dtype, load_codec, load_policy, save_model, settle, token_logps
 from prefloop.records import Demonstration, Text
 from prefloop.train.adapters import merged, with_adapters
@@ -58,7 +59,8 @@ def train_sft(job: SftJob, progress: Progress) -> dict[str, Any]:
         folder=job.out,
         progress=progress,
     )
-    save_model(merged(trained), codec.tokenizer, job.out / "model", dtype=job.dtype)
+    if processes(job.runtime).is_main_process:
+        save_model(merged(trained), codec.tokenizer, job.out / "model", dtype=job.dtype)
     used = {"num_demonstrations": len(job.demonstrations), "num_texts": min(len(job.texts), len(texts))}
     return stats | used | {"num_rows": len(rows), "truncated": cut_rows}
 
