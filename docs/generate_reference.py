@@ -1,10 +1,11 @@
-"""Writes docs/reference/config.md and docs/reference/cli.md from the code.
+"""Writes docs/reference/config.md, docs/reference/cli.md and the loop in docs/architecture.md from the code.
 
-`python docs/generate_reference.py` writes both pages; with `--check` it writes nothing and fails where a page is not what
+`python docs/generate_reference.py` writes the pages; with `--check` it writes nothing and fails where a page is not what
 the code says. Knows nothing about what the keys and commands do: every word comes from docstrings, types and help texts.
 """
 
 import argparse
+import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -15,13 +16,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer.main
 from pydantic.fields import FieldInfo
 
-from prefloop import cli, interfaces
+from prefloop import cli, interfaces, pipeline
 from prefloop.config import Experiment, Section, sections_in
 
-REFERENCE = Path(__file__).parent / "reference"
+DOCS = Path(__file__).parent
 TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", NoneType: "null"}
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 NOTICE = "<!-- Written by docs/generate_reference.py; do not edit. -->"
+LOOP_BEGINS = "<!-- online_loop: written by `make docs` -->"
+LOOP_ENDS = "<!-- /online_loop -->"
 PART_NAMES = {
     "SourceSection": "Source",
     "LoraSection": "LoRA",
@@ -42,25 +45,39 @@ def main() -> None:
     stale = [name for name, text in pages().items() if not is_current(name, text)]
     if check and stale:
         raise SystemExit(f"out of date: {', '.join(stale)}; run `make docs`")
-    REFERENCE.mkdir(exist_ok=True)
     for name in stale:
-        (REFERENCE / name).write_text(pages()[name], encoding="utf-8")
+        (DOCS / name).write_text(pages()[name], encoding="utf-8")
 
 
 def pages() -> dict[str, str]:
-    """The text of each page, by file name."""
-    return {"config.md": config_page(), "cli.md": cli_page()}
+    """The text of each page, by its path in docs."""
+    return {
+        "reference/config.md": config_page(),
+        "reference/cli.md": cli_page(),
+        "architecture.md": architecture_page(),
+    }
 
 
 def is_current(name: str, text: str) -> bool:
     """Whether the page on disk is what the code says."""
-    path = REFERENCE / name
+    path = DOCS / name
     return path.is_file() and path.read_text(encoding="utf-8") == text
 
 
 def slug(title: str) -> str:
     """The anchor that Markdown viewers give a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def architecture_page() -> str:
+    """The page on architecture, with the loop as it is in the code."""
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    before, opening, rest = text.partition(LOOP_BEGINS)
+    _, closing, after = rest.partition(LOOP_ENDS)
+    if not opening or not closing:
+        raise SystemExit(f"docs/architecture.md: lacks the lines {LOOP_BEGINS} and {LOOP_ENDS}")
+    loop = inspect.getsource(pipeline.online_loop).rstrip()
+    return f"{before}{LOOP_BEGINS}\n\n```python\n{loop}\n```\n\n{LOOP_ENDS}{after}"
 
 
 # --- config ----------------------------------------------------------------------------------------------------------

@@ -344,7 +344,7 @@ def test_planning_does_not_import_torch(tmp_path):
         "import sys; sys.path.insert(0, sys.argv[1]);"
         "from small import small; from prefloop import cli, pipeline; from prefloop.store import Workspace;"
         "from pathlib import Path; pipeline.plan(small(), Workspace(Path(sys.argv[2])));"
-        "print([name for name in ('torch', 'transformers', 'matplotlib', 'datasets') if name in sys.modules])"
+        "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
     )
     out = subprocess.run(
         [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)],

@@ -19,7 +19,6 @@ CORE = (
     "tokenizers",
     "pydantic",
     "scipy",
-    "matplotlib",
 )
 EXTRAS = {"wandb": "tracking", "tensorboard": "tracking", "trackio": "tracking"}
 GIB = 1 << 30

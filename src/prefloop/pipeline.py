@@ -55,8 +55,8 @@ def online_loop(x: Experiment, do: Planner) -> Artefact:
     offline = (do(stages.import_pairs(x, x.policy.offline_data, "offline")),) if x.policy.offline_data else ()
     sizes = batch_sizes(x)
     reward, reward_data = first_reward(x, do, reference, prompts, sizes)
-    measured = start = measure(x, do, reference, prompts, reference, reward)
-    policy, collected = reference, ()
+    start = measure(x, do, reference, prompts, reference, reward)
+    policy, measured, collected = reference, start, ()
     for i in range(max(x.loop.iterations, 1 if offline else 0)):
         do.iteration = i
         batches = [b for b in x.loop.batches_of(i) if sizes[1 + b]] if x.loop.batches else []
@@ -64,14 +64,13 @@ def online_loop(x: Experiment, do: Planner) -> Artefact:
             break  # the label budget is spent
         new = tuple(collect(x, do, policy, prompts, reward, sizes, b, version=i) for b in batches)
         collected = (*collected, *new)
-        candidate = train(
-            x, do, policy, reference, [*offline, *(collected if x.policy.data == "accumulated" else new)], i
-        )
-        measured = measure(x, do, candidate, prompts, reference, reward, start, measured)
+        pairs = (*offline, *(collected if x.policy.data == "accumulated" else new))
+        candidate = train(x, do, policy, reference, pairs, i)
+        after = measure(x, do, candidate, prompts, reference, reward, start, measured)
         reward_data = (*reward_data, *new)
         if reward is not None and x.reward.model is None and new and x.loop.refreshes_reward_after(i):
             reward = do(stages.reward_model(x, reference, reward_data))
-        policy = gate(x, do, candidate, policy, prompts, reference, reward)
+        policy, measured = gate(x, do, candidate, policy, (after, measured), prompts, reference, reward)
     do.iteration = None
     return policy
 
@@ -166,17 +165,19 @@ def gate(
     do: Planner,
     candidate: Artefact,
     policy: Artefact,
+    evaluations: tuple[Artefact | None, Artefact | None],
     prompts: Artefact | None,
     reference: Artefact,
     reward: Artefact | None,
-) -> Artefact:
-    """The policy to go on with: the candidate, unless the gate sends it back."""
+) -> tuple[Artefact, Artefact | None]:
+    """The policy to go on with and its evaluation: the candidate's, unless the gate sends it back."""
     if x.loop.gate.metric == "none":
-        return candidate
+        return candidate, evaluations[0]
     before = measure(x, do, policy, prompts, reference, reward, split="gate")
     after = measure(x, do, candidate, prompts, reference, reward, previous=before, split="gate")
     assert after is not None, "the gate has prompts of its own"
-    return do(stages.promote(x, candidate, policy, after))
+    kept = do(stages.promote(x, candidate, policy, after, evaluations))
+    return kept, kept if evaluations[0] else None
 
 
 def batch_sizes(x: Experiment) -> list[int]:

@@ -543,7 +543,7 @@ def _policy(
     promote = next((one.stats for one in here if one.kind == "promote" and one.status == "done"), {})
     score_gain = _estimate(evaluation.get("score_gain_vs_start"))
     proxy_gain = _estimate(evaluation.get("proxy_gain_vs_start"))
-    kl, tokens = _estimate(evaluation.get("kl")), evaluation.get("tokens")
+    kl = _estimate(evaluation.get("kl"))
     here_measured = measured.get((arm, iteration))
     return Policy(
         arm=arm,
@@ -568,7 +568,7 @@ def _policy(
         kl=kl,
         # a sampled KL of two nearly equal policies may come out slightly negative
         sqrt_kl=math.sqrt(max(kl.mean, 0.0)) if kl else None,
-        tokens=_estimate(tokens if isinstance(tokens, dict) else evaluation.get("mean_tokens")),
+        tokens=_estimate(evaluation.get("tokens")),
         distinct_1=_number(evaluation.get("distinct_1")),
         distinct_2=_number(evaluation.get("distinct_2")),
         truncated_share=_number(evaluation.get("truncated_share")),

@@ -27,6 +27,7 @@ from prefloop.stages.shared import (
     text_statistics,
     without_paths,
 )
+from prefloop.statistics import wins
 from prefloop.store import (
     Artefact,
     Build,
@@ -142,7 +143,9 @@ def import_pairs(x: Experiment, source: SourceSection, role: str) -> Stage:
         loaded = data.read_pairs(source)
         write_rows(build.path / "pairs.jsonl", loaded.rows)
         build.count(loaded.rows_in, len(loaded.rows), loaded.dropped)
-        build.stats = {"pairs": len(loaded.rows), "format": loaded.format}
+        lengths = [(float(len(one.chosen.text)), float(len(one.rejected.text))) for one in loaded.rows]
+        longer = wins([chosen for chosen, _ in lengths], [rejected for _, rejected in lengths])
+        build.stats = {"pairs": len(loaded.rows), "format": loaded.format, "longer_is_chosen": mean(longer)}
 
     config = {"sources": source_config(source)}
     return Stage(

@@ -4,6 +4,7 @@ from prefloop.config import Experiment, hashed
 from prefloop.records import Group, Prompt
 from prefloop.stages.shared import (
     chunks,
+    evaluation_folder,
     gold_scorer,
     hf_generator,
     loop_reward_scorer,
@@ -63,8 +64,8 @@ def evaluate(
                 else None,
                 "proxy": loop_reward_scorer(x, proxy, labels=0) if proxy else None,
             },
-            start=start.path if start else None,
-            previous=previous.path if previous else None,
+            start=evaluation_folder(start) if start else None,
+            previous=evaluation_folder(previous) if previous else None,
             options=x.evaluate,
             runtime=x.runtime,
         )
@@ -94,11 +95,21 @@ def evaluate(
     return Stage("evaluate", 1, config, inputs, body, external=external, work=work)
 
 
-def promote(x: Experiment, candidate: Artefact, previous: Artefact, measured: Artefact) -> Stage:
-    """Keeps the new policy, or rolls back to the one before; the choice is an artefact like any other."""
+def promote(
+    x: Experiment,
+    candidate: Artefact,
+    previous: Artefact,
+    gated: Artefact,
+    evaluations: tuple[Artefact | None, Artefact | None],
+) -> Stage:
+    """Keeps the new policy, or rolls back to the one before; the choice is an artefact like any other.
+
+    `gated` is the candidate's evaluation on the gate's prompts; `evaluations` are those of candidate and previous on the
+    evaluation prompts, so that the next policy is compared with the one that was kept.
+    """
 
     def body(build: Build) -> None:
-        stats = measured.stats
+        stats = gated.stats
         gain = stats["proxy_gain_vs_previous" if x.loop.gate.metric == "proxy" else "score_gain_vs_previous"]
         kl = stats["kl"]["mean"] if stats["kl"] else 0.0
         reasons = []
@@ -106,10 +117,11 @@ def promote(x: Experiment, candidate: Artefact, previous: Artefact, measured: Ar
             reasons.append(f"{x.loop.gate.metric} fell by {-gain['mean']:.3f}, interval below 0")
         if x.loop.gate.max_kl is not None and kl > x.loop.gate.max_kl:
             reasons.append(f"KL {kl:.2f} is above {x.loop.gate.max_kl:g}")
-        kept = previous if reasons else candidate
+        kept, measured = (previous, evaluations[1]) if reasons else (candidate, evaluations[0])
         choice = {
             "policy": kept.key,
             "folder": model_folder(kept).parent.name,
+            "evaluation": evaluation_folder(measured).name if measured else None,
             "promoted": not reasons,
             "reason": "; ".join(reasons) or f"{x.loop.gate.metric} did not fall",
         }
@@ -117,5 +129,11 @@ def promote(x: Experiment, candidate: Artefact, previous: Artefact, measured: Ar
         build.stats = choice
 
     config = hashed(x.loop.gate)
-    inputs = {"candidate": candidate, "previous": previous, "measured": measured}
+    inputs = {
+        "candidate": candidate,
+        "previous": previous,
+        "gated": gated,
+        "candidate_evaluation": evaluations[0],
+        "previous_evaluation": evaluations[1],
+    }
     return Stage("promote", 1, config, inputs, body, work="keep or roll back")

@@ -26,6 +26,13 @@ def model_folder(artefact: Artefact) -> Path:
     return artefact.path / "model"
 
 
+def evaluation_folder(artefact: Artefact) -> Path:
+    """The folder of an evaluation; a promotion points to that of the policy that was kept."""
+    if artefact.kind == "promote":
+        return artefact.path.parent / read_json(artefact.path / "policy.json")["evaluation"]
+    return artefact.path
+
+
 def stage_seed(x: Experiment, *names: object) -> int:
     """A seed for one purpose, so that purposes do not share random numbers."""
     return int(content_id(x.seed, *names), 16) >> 33
@@ -54,7 +61,7 @@ def text_statistics(groups: Sequence[Group]) -> dict[str, Any]:
     tokens = [len(one.token_ids) for one in completions if one.token_ids is not None]
     return {
         "num_completions": len(completions),
-        "tokens": sum(tokens),
+        "num_tokens": sum(tokens),
         "mean_tokens": round(sum(tokens) / len(tokens), 3) if tokens else None,
         "mean_characters": round(sum(len(one.text) for one in completions) / max(1, len(completions)), 3),
         "truncated_share": share([one.finish_reason == "length" for one in completions]),
