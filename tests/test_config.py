@@ -189,3 +189,23 @@ def test_presets_are_valid_experiments():
     folder = Path(config.__file__).parent / "presets"
     for path in folder.glob("*.yaml"):
         load(path)
+
+
+def test_every_key_is_read_somewhere():
+    """A key that is parsed and ignored is a bug: each one is an attribute that the code reads, or a loss's parameter."""
+    import re
+
+    root = Path(config.__file__).parent
+    code = "\n".join(path.read_text() for path in root.rglob("*.py") if path.name != "config.py")
+    code += "\n" + "\n".join(
+        line for line in (root / "config.py").read_text().splitlines() if "self." in line or "one." in line
+    )
+    losses = (root / "losses.py").read_text()
+    every_key = config.keys()
+    unread = [
+        key
+        for key in every_key
+        for name in [key.rpartition(".")[2]]
+        if not re.search(rf"\.{name}\b|\"{name}\"\]", code) and not re.search(rf"\b{name}: float", losses)
+    ]
+    assert unread == []

@@ -145,7 +145,7 @@ def test_metrics_are_written_once_for_every_stage(finished):
 @pytest.mark.parametrize(
     ("change", "rebuilt"),
     [
-        ("evaluate.resamples=300", {"evaluate", "gate", "promote"}),
+        ("evaluate.resamples=300", {"evaluate", "gate before", "gate after", "promote"}),
         ("evaluate.num_samples_shown=2", set()),
         ("runtime.save_every_steps=50", set()),
         ("select.margin_scale=2.0", {"select", "reward"}),

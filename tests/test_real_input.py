@@ -27,6 +27,12 @@ MOOD = ("little", "big", "happy", "sad", "funny", "brave", "shy", "kind")
 PLACE = ("in the park", "at home", "in the garden", "by the lake", "in the forest", "at school")
 
 
+HH_TEMPLATE = (
+    "{% for m in messages %}{{ ' Human: ' if m.role == 'user' else ' Assistant: ' }}{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %} Assistant: {% endif %}"
+)
+
+
 def openings(folder: Path) -> Path:
     """Beginnings of stories in the words the model knows."""
     path = folder / "openings.jsonl"
@@ -118,8 +124,7 @@ name: hh
 model:
   path: {shared}/models/tinystories-260k
   terminator: <s>
-  template: >-
-    {{% for m in messages %}}{{{{ ' Human: ' if m.role == 'user' else ' Assistant: ' }}}}{{{{ m.content }}}}{{% endfor %}}{{% if add_generation_prompt %}} Assistant: {{% endif %}}
+  template: "{HH_TEMPLATE}"
 reward:
   data: {{path: {shared}/data/hh_rlhf/harmless_pairs.jsonl.gz, bad_rows: drop}}
   learning_rate: 1e-3

@@ -87,7 +87,8 @@ class Codec:
             raise InputError(f"chat template cannot render a conversation of {roles}: {error}") from error
 
     def _tokenize(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        # lengths are checked where rows are made; the tokenizer need not warn about them
+        return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
     def _ids(self, text: str) -> list[int]:
         ids = self._tokenize(text)

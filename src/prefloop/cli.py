@@ -175,7 +175,7 @@ class Screen(Watcher):
         )
         self._bar: Any = None
         self._header: tuple[str, int | None] | None = None
-        self._reused = 0
+        self._seen: list[Entry] = []
 
     def __enter__(self) -> "Screen":
         self._bars.start()
@@ -283,43 +283,45 @@ def _evaluation_summary(stats: dict[str, Any]) -> str:
 
 
 def _print_results(x: Experiment, entries: Sequence[Entry]) -> None:
-    measured = [one for one in entries if one.role == "evaluate"]
+    measured = list({one.artefact.name: one for one in reversed(entries) if one.role == "evaluate"}.values())[
+        ::-1
+    ]
     if not measured:
         return
-    table = Table(
-        title=f"{x.name}: held-out evaluation, {100 * x.evaluate.confidence:g} % intervals over prompts"
-    )
+    title = f"{x.name}: held-out evaluation, {100 * x.evaluate.confidence:g} % intervals over prompts"
+    console.print(results_table(entries, measured, title))
+    _print_samples(measured)
+
+
+def results_table(entries: Sequence[Entry], measured: Sequence[Entry], title: str) -> Table:
+    """Evaluations as rows, with the labels that each policy had cost."""
+    table = Table(title=title, title_justify="left")
     for name in (
         "policy",
         "labels",
         "score",
-        "gain on the one before",
+        "gain on previous",
         "wins vs start",
         "KL",
         "tokens",
         "distinct-2",
     ):
-        table.add_column(name, justify="left" if name == "policy" else "right")
-    shown: set[str] = set()
+        table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
     for one in measured:
-        if one.artefact.name in shown:
-            continue
-        shown.add(one.artefact.name)
         stats = one.artefact.stats
         judged = stats["judged_by"]
-        arm = "" if one.arm == MAIN_ARM else f"{one.arm}: "
+        arm = "" if one.arm == MAIN_ARM else f"{one.arm}, "
         table.add_row(
-            arm + ("start (SFT)" if one.iteration is None else f"iteration {one.iteration + 1}"),
+            arm + ("start" if one.iteration is None else f"iteration {one.iteration + 1}"),
             str(labels_until(entries, one)),
-            _interval(stats[judged]) if judged else "–",
-            _interval(stats[f"{judged}_gain_vs_previous"], sign=True) if judged else "–",
-            _interval(stats["win_rate_vs_start"], percent=True),
+            _interval(stats[judged], digits=2) if judged else "–",
+            _interval(stats[f"{judged}_gain_vs_previous"], sign=True, digits=2) if judged else "–",
+            _interval(stats["win_rate_vs_start"], percent=True, digits=0),
             _number(stats["kl"]["mean"] if stats["kl"] else None),
             _number(stats["mean_tokens"]),
             _number(stats["distinct_2"]),
         )
-    console.print(table)
-    _print_samples(measured)
+    return table
 
 
 def labels_until(entries: Iterable[Entry], until: Entry) -> int:
@@ -547,7 +549,7 @@ def export(
 
     judgements = None
     if artefact.kind == "annotate":
-        judgements = artefact.path / "judgements.jsonl"
+        judgements = artefact.path
         artefact = space.find(f"generate-{artefact.manifest['inputs']['groups']}")
     written = write(artefact.path, format, out, judgements)
     console.print(f"{out}: {written} rows", highlight=False)
@@ -646,13 +648,16 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
-def _interval(value: dict[str, float] | None, *, percent: bool = False, sign: bool = False) -> str:
+def _interval(
+    value: dict[str, float] | None, *, percent: bool = False, sign: bool = False, digits: int | None = None
+) -> str:
     if value is None:
         return "–"
-    factor, digits = (100, 1) if percent else (1, 3)
+    factor, usual = (100, 1) if percent else (1, 3)
+    places = usual if digits is None else digits
     plus = "+" if sign else ""
     mean, low, high = (factor * value[one] for one in ("mean", "low", "high"))
-    return f"{mean:{plus}.{digits}f} [{low:{plus}.{digits}f}, {high:{plus}.{digits}f}]" + (
+    return f"{mean:{plus}.{places}f} [{low:{plus}.{places}f}, {high:{plus}.{places}f}]" + (
         " %" if percent else ""
     )
 

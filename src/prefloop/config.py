@@ -22,6 +22,10 @@ DataFormat = Literal[
 ]  # fmt: skip
 
 
+NOT_HASHED: dict[str, Any] = {"hashed": False}
+"""Marks a key that must not change results, so that it does not enter an artefact's key."""
+
+
 class Section(BaseModel):
     """A group of config keys; frozen, and unknown keys are errors."""
 
@@ -114,15 +118,20 @@ class TrainingSection(Section):
     """Gradients are clipped to this norm."""
     max_length: int = Field(default=2048, ge=8)
     """Prompt + completion in tokens; longer rows are cut as `truncation` says, and counted."""
-    max_prompt_length: int = Field(default=1000, ge=1)
-    """Prompts longer than this are cut when the row is too long."""
-    truncation: Literal["keep_end", "keep_start"] = "keep_end"
-    """Which end of a too long prompt is kept."""
     lora: LoraSection | None = None
     """Low-rank adapters; leave out to train all weights."""
 
 
-class SftSection(TrainingSection):
+class AnswerTrainingSection(TrainingSection):
+    """Training on answers to prompts: how rows that are too long are cut."""
+
+    max_prompt_length: int = Field(default=1000, ge=1)
+    """Prompts longer than this are cut when the row is too long."""
+    truncation: Literal["keep_end", "keep_start"] = "keep_end"
+    """Which end of a too long prompt is kept."""
+
+
+class SftSection(AnswerTrainingSection):
     """Supervised fine-tuning on demonstrations. Skipped when neither `data` nor `text` is given."""
 
     data: Source | None = None
@@ -269,7 +278,7 @@ class JudgeAnnotator(Section):
     """Endpoint, for instance http://127.0.0.1:8000/v1."""
     model: str
     """Model name sent with every request."""
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: str = Field(default="OPENAI_API_KEY", json_schema_extra=NOT_HASHED)
     """Environment variable that holds the key; the key itself is never written anywhere."""
     template: str = "auto"
     """Question put to the judge with {prompt}, {a} and {b}; `auto` is the built-in one."""
@@ -279,14 +288,14 @@ class JudgeAnnotator(Section):
     """Sampling temperature of the judge."""
     max_tokens: int = Field(default=256, ge=1)
     """Longest verdict."""
-    retries: int = Field(default=5, ge=0)
+    retries: int = Field(default=5, ge=0, json_schema_extra=NOT_HASHED)
     """How often a failed request is repeated, with growing pauses."""
-    timeout_s: float = Field(default=60.0, gt=0)
+    timeout_s: float = Field(default=60.0, gt=0, json_schema_extra=NOT_HASHED)
     """Seconds before a request counts as failed."""
-    concurrency: int = Field(default=8, ge=1)
+    concurrency: int = Field(default=8, ge=1, json_schema_extra=NOT_HASHED)
     """Requests under way at once."""
-    price_per_million_tokens: float = Field(default=0.0, ge=0)
-    """For the cost in the report; prompt and completion tokens count alike."""
+    price_per_million_tokens: float = Field(default=0.0, ge=0, json_schema_extra=NOT_HASHED)
+    """For the cost that `prefloop show` prints; prompt and completion tokens count alike."""
 
 
 class SimulatedAnnotator(Section):
@@ -363,7 +372,7 @@ class AnnotateSection(Section):
     """The annotator (the oracle): its verdicts are the labels that are counted."""
     ask: Literal["auto", "scores", "one_pair", "all_pairs"] = "auto"
     """`scores`: a score for each completion; `one_pair`: one comparison a prompt; `all_pairs`: every two completions."""
-    propose: SelectionRule = "max_min"
+    propose: Literal["max_min", "max_random", "max_max", "random", "first_two"] = "max_min"
     """For `one_pair`: how the reward model picks the two to compare; without a reward model a random two are taken."""
 
     @model_validator(mode="after")
@@ -443,7 +452,7 @@ Objective = Annotated[
 ]
 
 
-class PolicySection(TrainingSection):
+class PolicySection(AnswerTrainingSection):
     """Training the policy on preference pairs."""
 
     objective: Objective = DpoObjective()
@@ -717,7 +726,7 @@ def hashed(section: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
 
     All values are hashed, defaults too, so that a changed default never reuses old artefacts. A key added later is
     declared with `json_schema_extra={"inert": value}`, the value that means "as before this key existed"; it is left out
-    while it has that value, so that adding it keeps old artefacts valid.
+    while it has that value, so that adding it keeps old artefacts valid. Keys marked NOT_HASHED are left out.
     """
     if not isinstance(section, BaseModel):
         return dict(section)
@@ -725,7 +734,9 @@ def hashed(section: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         extra = field.json_schema_extra
-        if isinstance(extra, dict) and "inert" in extra and extra["inert"] == value:
+        if isinstance(extra, dict) and (
+            extra.get("hashed") is False or ("inert" in extra and extra["inert"] == value)
+        ):
             continue
         values[name] = _plain(value)
     return values

@@ -55,6 +55,8 @@ TINY_TEMPLATE = (
 )
 UNUSED_TOKEN = re.compile(r"[<\[].*(pad|reserved_special).*[>\]]", re.IGNORECASE)
 """Tokens that a vocabulary keeps for padding or for nothing."""
+HEAD = "score.weight"
+"""The scalar head of a reward model."""
 TINY_VOCABULARY = 1024
 TINY_SHAPE = {
     "hidden_size": 128,
@@ -102,15 +104,23 @@ def settle(runtime: RuntimeSection) -> None:
 
 
 @contextlib.contextmanager
-def _readable_errors(path: str, what: str) -> Iterator[None]:
+def _reading(path: str, what: str) -> Iterator[None]:
+    """Turns what the libraries raise about an unreadable model into one line; their warnings are ours to check."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     except SafetensorError as error:
         raise InputError(
             f"{path}: the weights of this {what} cannot be read ({error}); copy or download them again"
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (KeyError, TypeError, AttributeError) as error:  # JSON of another shape than the libraries expect
+        raise InputError(
+            f"{path}: not a readable {what}: {type(error).__name__}: {error}; copy or download it again"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        first = " ".join(lines) if lines[0].rstrip().endswith(":") else lines[0]
         if (
             isinstance(error, OSError)
             and not Path(path).exists()
@@ -119,17 +129,21 @@ def _readable_errors(path: str, what: str) -> Iterator[None]:
         ):
             raise Unavailable(f"{path}: cannot be fetched as a {what}: {first}") from error
         raise InputError(f"{path}: not a readable {what}: {first}") from error
-
-
-@contextlib.contextmanager
-def _without_load_report() -> Iterator[None]:
-    """A scalar head that is missing on purpose needs no warning."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
     finally:
         transformers_logging.set_verbosity(before)
+
+
+def _complete(path: str, loaded: Any, *, made_here: frozenset[str] = frozenset()) -> PreTrainedModel:
+    """The model that was loaded with a report; refused where its files lack weights, which would be random then."""
+    model, report = loaded
+    lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])} - made_here)
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
+        raise InputError(
+            f"{path}: weights are missing or have other shapes than config.json says: {lacking[0]}{more}; "
+            "copy or download the folder again"
+        )
+    return model
 
 
 def check_model_folder(path: str) -> None:
@@ -146,7 +160,7 @@ def check_model_folder(path: str) -> None:
 def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
     """The tokenizer of a model folder or hub name. Raises InputError or Unavailable."""
     check_model_folder(path)
-    with _readable_errors(path, "tokenizer"):
+    with _reading(path, "tokenizer"):
         return AutoTokenizer.from_pretrained(path, revision=revision)
 
 
@@ -160,23 +174,25 @@ def load_policy(
 ) -> PreTrainedModel:
     """A causal language model with float32 weights, in evaluation mode, on its device."""
     check_model_folder(str(path))
-    with _readable_errors(str(path), "language model"):
+    with _reading(str(path), "language model"):
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
         _check_architecture(str(path), config, CAUSAL_ENDINGS, "a language model")
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             path,
             revision=revision,
             dtype=torch.float32,
             attn_implementation=runtime.attention,
             trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
-    return on_device(model, runtime).eval()
+    return on_device(_complete(str(path), loaded), runtime).eval()
 
 
 def load_reward_model(path: Path | str, runtime: RuntimeSection) -> tuple[PreTrainedModel, Codec]:
     """A scalar reward model and its codec. Refuses pairwise and multi-objective models, and pad = eos."""
     check_model_folder(str(path))
-    with _readable_errors(str(path), "reward model"):
+    with _reading(str(path), "reward model"):
         config = AutoConfig.from_pretrained(path)
         _check_architecture(str(path), config, REWARD_ENDINGS, "a scalar reward model")
         if config.num_labels != 1:
@@ -186,9 +202,14 @@ def load_reward_model(path: Path | str, runtime: RuntimeSection) -> tuple[PreTra
             )
         tokenizer = load_tokenizer(str(path))
         check_tokenizer_has_distinct_pad(tokenizer, str(path))
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, attn_implementation=runtime.attention
+        loaded = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            dtype=torch.float32,
+            attn_implementation=runtime.attention,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
+    model = _complete(str(path), loaded)
     model.config.pad_token_id = tokenizer.pad_token_id
     return on_device(model, runtime).eval(), Codec(tokenizer)
 
@@ -288,15 +309,18 @@ def new_reward_model(trunk: Path | str, runtime: RuntimeSection) -> tuple[PreTra
         raise InputError(
             f"{trunk}: reward.start must be `sft` or a model with a chat template and its own pad token"
         )
-    with _readable_errors(str(trunk), "language model"), _without_load_report():
-        model = AutoModelForSequenceClassification.from_pretrained(
+    with _reading(str(trunk), "language model"):
+        loaded = AutoModelForSequenceClassification.from_pretrained(
             trunk,
             num_labels=1,
             dtype=torch.float32,
             attn_implementation=runtime.attention,
             pad_token_id=tokenizer.pad_token_id,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
-    nn.init.zeros_(model.get_parameter("score.weight"))
+    model = _complete(str(trunk), loaded, made_here=frozenset({HEAD}))
+    nn.init.zeros_(model.get_parameter(HEAD))
     return on_device(model, runtime), Codec(tokenizer)
 
 

@@ -49,9 +49,9 @@ class Planner:
 
 def online_loop(x: Experiment, do: Planner) -> Artefact:
     """The whole loop of one arm; returns its final policy."""
+    prompts = do(stages.prompts(x)) if x.loop.batches or x.evaluate.num_prompts else None
     base = do(stages.base_model(x))
     reference = do(stages.sft(x, base)) if x.sft.data or x.sft.text else base
-    prompts = do(stages.prompts(x)) if x.loop.batches or x.evaluate.num_prompts else None
     offline = (do(stages.import_pairs(x, x.policy.offline_data, "offline")),) if x.policy.offline_data else ()
     sizes = batch_sizes(x)
     reward, reward_data = first_reward(x, do, reference, prompts, sizes)
@@ -150,6 +150,7 @@ def measure(
     previous: Artefact | None = None,
     *,
     split: str = "evaluation",
+    role: str = "evaluate",
 ) -> Artefact | None:
     """Evaluates a policy on held-out prompts, where the experiment has any."""
     if prompts is None or (split == "evaluation" and not x.evaluate.num_prompts):
@@ -157,7 +158,7 @@ def measure(
     stage = stages.evaluate(
         x, policy, prompts, split=split, reference=reference, proxy=proxy, start=start, previous=previous
     )
-    return do(stage, "evaluate" if split == "evaluation" else split)
+    return do(stage, role)
 
 
 def gate(
@@ -173,8 +174,10 @@ def gate(
     """The policy to go on with and its evaluation: the candidate's, unless the gate sends it back."""
     if x.loop.gate.metric == "none":
         return candidate, evaluations[0]
-    before = measure(x, do, policy, prompts, reference, reward, split="gate")
-    after = measure(x, do, candidate, prompts, reference, reward, previous=before, split="gate")
+    before = measure(x, do, policy, prompts, reference, reward, split="gate", role="gate before")
+    after = measure(
+        x, do, candidate, prompts, reference, reward, previous=before, split="gate", role="gate after"
+    )
     assert after is not None, "the gate has prompts of its own"
     kept = do(stages.promote(x, candidate, policy, after, evaluations))
     return kept, kept if evaluations[0] else None

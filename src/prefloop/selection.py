@@ -206,7 +206,7 @@ def group_statistics(
 ) -> dict[str, float]:
     """What picking one completion per group would score: on average, the best, worst, longest and shortest.
 
-    Means over groups of the per-group value; equal lengths share their scores. Groups without scores are left out.
+    Means over groups of the per-group value; of equal lengths the first counts. Groups without scores are left out.
     """
     rows = []
     for group in groups:
@@ -219,8 +219,8 @@ def group_statistics(
                     float(np.mean(values)),
                     max(values),
                     min(values),
-                    float(np.mean([value for value, size in scored if size == longest])),
-                    float(np.mean([value for value, size in scored if size == shortest])),
+                    next(value for value, size in scored if size == longest),
+                    next(value for value, size in scored if size == shortest),
                 )
             )
     if not rows:

@@ -28,6 +28,7 @@ from prefloop.records import content_id
 MANIFEST = "manifest.json"
 LOGS = "logs"
 """Folder inside an artefact for files that may differ between equal artefacts: timings, step metrics."""
+TEMPORARY = ".tmp"
 DIGEST_CHUNK = 1 << 20
 
 R = TypeVar("R", bound=BaseModel)
@@ -191,6 +192,8 @@ class Workspace:
                 stage.body(build)
             finally:
                 _write_seconds(partial, spent + time.time() - started)
+            for leftover in partial.rglob(f"*{TEMPORARY}"):  # half a file that a killed try was writing
+                leftover.unlink()
             files = {name: digest_file(partial / name) for name in _payload(partial)}
             manifest = {
                 "kind": stage.kind,
@@ -286,12 +289,22 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    temporary = _temporary(path)
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=1, sort_keys=False)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _temporary(path: Path) -> Path:
+    """Where a file is written before it takes its name; another process writes elsewhere."""
+    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
 
 
 def read_rows(path: Path) -> Iterator[Any]:
@@ -309,7 +322,7 @@ def read_records(path: Path, record: type[R]) -> list[R]:
 
 def write_rows(path: Path, rows: Iterable[BaseModel]) -> int:
     """Writes records as JSONL, whole or not at all; returns their number."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _temporary(path)
     number = 0
     with temporary.open("w", encoding="utf-8") as file:
         for row in rows:

@@ -11,7 +11,7 @@ from typing import Any
 
 from prefloop.config import Experiment
 from prefloop.interfaces import InputError
-from prefloop.store import LOGS, Artefact, read_rows
+from prefloop.store import LOGS, Artefact, read_rows, write_text
 
 
 class Tracker:
@@ -21,13 +21,11 @@ class Tracker:
         self.path = folder / "metrics.jsonl"
         self._experiment = x
         self._folder = folder
-        self._step = 0
-        self._file: Any = None
+        self._rows: list[str] = []
         self._sinks: list[Any] = []
 
     def __enter__(self) -> "Tracker":
         check_installed(self._experiment)
-        self._file = self.path.open("w", encoding="utf-8")
         self._sinks = [
             _open_sink(name, self._experiment, self._folder) for name in self._experiment.runtime.trackers
         ]
@@ -36,7 +34,6 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
         for sink in self._sinks:
             sink.finish()
 
@@ -50,18 +47,17 @@ class Tracker:
         manifest = artefact.manifest
         numbers = flatten(manifest["stats"], prefix=f"{role}/")
         self._write({**where, **numbers, f"{role}/seconds": manifest["seconds"]})
-        self._file.flush()
+        write_text(self.path, "".join(self._rows))
 
     def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        self._rows.append(json.dumps(row) + "\n")
         metrics = {
             f"{row['arm']}/{name}": value
             for name, value in row.items()
             if isinstance(value, int | float) and name not in ("iteration", "step")
         }
         for sink in self._sinks:
-            sink.log(metrics, self._step)
-        self._step += 1
+            sink.log(metrics, len(self._rows))
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -111,7 +111,12 @@ class HfGenerator:
         if not prompts:
             return []
         number, device = self.options.num_completions, self.model.device
-        budget = min(self.options.max_new_tokens, self._context() - max(map(len, prompts)))
+        budgets = [
+            min(self.options.max_new_tokens, self._context() - len(one))
+            for one in prompts
+            for _ in range(number)
+        ]
+        budget = max(budgets)
         uniforms = torch.cat([_uniforms(self.seed, one, number, budget) for one in prompt_ids]).to(device)
         temperatures = torch.tensor(self._temperatures() * len(prompts), device=device)
         state = self._prefill(prompts, number)
@@ -131,7 +136,7 @@ class HfGenerator:
                 if row not in state.finished:
                     drawn[row].token_ids.append(token)
                     drawn[row].token_logps.append(logp)
-                    if token == self.codec.terminator_id:
+                    if token == self.codec.terminator_id or len(drawn[row].token_ids) == budgets[row]:
                         state.finished.add(row)
             running = [index for index, row in enumerate(active) if row not in state.finished]
             if not running or step + 1 == budget:

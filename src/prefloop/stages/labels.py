@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,11 +63,14 @@ def prompts(x: Experiment) -> Stage:
             evaluation, rows = rows[: x.evaluate.num_prompts], rows[x.evaluate.num_prompts :]
         gated, rows = rows[:gate], rows[gate:]
         if len(rows) < wanted:
+            lost = "".join(
+                f"; {number} were dropped as {reason}" for reason, number in dropped.items() if number
+            )
             raise InputError(
                 f"{_prompts_path(x)}: {len(rows)} different prompts are left for training after holding out "
                 f"{len(evaluation)} for evaluation and {gate} for the gate, but the run needs {wanted} "
                 f"(reward.seed_prompts {x.reward.seed_prompts} + loop.batches {x.loop.batches} x "
-                f"loop.prompts_per_batch {x.loop.prompts_per_batch})"
+                f"loop.prompts_per_batch {x.loop.prompts_per_batch}){lost}"
             )
         unused = len(rows) - wanted
         write_rows(build.path / "train.jsonl", rows[:wanted])
@@ -193,11 +197,9 @@ def generate(x: Experiment, policy: Artefact, drawn: Artefact, *, version: int, 
 
 
 def labels_per_prompt(x: Experiment) -> int:
-    """Labels one prompt costs: one a scored completion, one a comparison, each vote and each order of a judge."""
+    """Labels one prompt costs at most: one a scored completion, one a comparison, each vote and each order of a judge."""
     annotator, number = x.annotate.annotator, x.generate.num_completions
-    if x.annotate.asks == "recorded":
-        return 1
-    if x.annotate.asks == "scores":
+    if x.annotate.asks in ("scores", "recorded"):
         return number
     questions = 1 if x.annotate.asks == "one_pair" else number * (number - 1) // 2
     match annotator.kind:
@@ -306,10 +308,15 @@ def _compare(
     at_once = len(tasks) if x.annotate.annotator.kind == "human" else 4 * GROUPS_PER_CHUNK
     for chunk in chunks(build, file, tasks, max(1, at_once)):
         file.append(annotator.compare(chunk))
-    extra = getattr(annotator, "stats", None)
-    if extra:
-        write_json(build.log("annotator.json"), extra)
+    _add_usage(build.log("annotator.json"), getattr(annotator, "stats", {}))
     return skipped
+
+
+def _add_usage(path: Path, usage: dict[str, float]) -> None:
+    """Adds what this process used to what earlier tries of the stage did."""
+    if usage:
+        before = read_json(path) if path.is_file() else {}
+        write_json(path, {name: before.get(name, 0) + value for name, value in usage.items()})
 
 
 def _annotation_statistics(

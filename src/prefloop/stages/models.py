@@ -1,7 +1,7 @@
 """Stages that make models: the base model, supervised fine-tuning, reward models, policies."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from prefloop import data
@@ -59,7 +59,7 @@ def base_model(x: Experiment) -> Stage:
         build.stats = import_model(x.model, build.path / "model", x.runtime)
 
     external = {"model": model_digest(path, x.model.revision)}
-    if Path(x.model.template).is_file():
+    if "{" not in x.model.template and Path(x.model.template).is_file():
         external["template"] = data.source_digest(SourceSection(path=x.model.template))
     return Stage("base", 1, section, {}, bring, external=external, work=f"import {path}")
 
@@ -127,7 +127,8 @@ def reward_model(x: Experiment, trunk: Artefact, pairs: Sequence[Artefact]) -> S
         training, validation = split_pairs(rows, x.reward.validation_share)
         if not training:
             raise InputError(
-                "no preference pairs to train the reward model on; see `prefloop show` for what was dropped"
+                "no preference pairs to train the reward model on: "
+                f"{where_pairs_went(pairs, {'held out by reward.validation_share': len(validation)})}"
             )
         job = RewardJob(
             trunk=str(model_folder(trunk)) if x.reward.start == "sft" else x.reward.start,
@@ -171,8 +172,12 @@ def train_policy(
         fresh = [one for one in everything if not _is_stale(one, version, x.loop.max_staleness)]
         training, validation = split_pairs(fresh, x.policy.validation_share)
         if not training:
+            kept_back = {
+                "older than loop.max_staleness": len(everything) - len(fresh),
+                "held out by policy.validation_share": len(validation),
+            }
             raise InputError(
-                "no preference pairs to train the policy on; see `prefloop show` for what was dropped"
+                f"no preference pairs to train the policy on: {where_pairs_went(pairs, kept_back)}"
             )
         job = PolicyJob(
             start=model_folder(start),
@@ -213,6 +218,34 @@ def _is_stale(pair: PreferencePair, version: int, max_staleness: int | None) -> 
         and pair.chosen.policy
         and version - pair.chosen.policy_version > max_staleness
     )
+
+
+ADVICE = {
+    ("generate", "prompt_too_long"): "shorten the prompts, or raise generate.max_prompt_length",
+    ("annotate", "identical"): "raise generate.temperature",
+    ("select", "tie"): "choose an annotator that tells completions apart, or raise generate.temperature",
+}
+"""What to do about a reason that a stage gave."""
+
+
+def where_pairs_went(pairs: Sequence[Artefact], kept_back: Mapping[str, int]) -> str:
+    """Why a training stage has no pairs: what the stages before dropped, what it kept back itself, and what to do."""
+    told = [f"{number} {reason}" for reason, number in kept_back.items() if number]
+    lost: Counter[tuple[str, str]] = Counter()
+    for artefact in pairs:
+        for one in (*_sources(artefact), artefact):
+            for reason, number in one.manifest["rows"]["dropped"].items():
+                lost[one.kind, reason] += number
+    told += [f"{kind} dropped {number} {reason}" for (kind, reason), number in lost.items()]
+    return "; ".join([", ".join(told), *(ADVICE[one] for one in lost if one in ADVICE)])
+
+
+def _sources(pairs: Artefact) -> list[Artefact]:
+    """The groups and judgements that pairs were selected from, if they were."""
+    inputs, folder = pairs.manifest["inputs"], pairs.path.parent
+    roles = {"generate": "groups", "annotate": "judgements"}
+    found = [(kind, inputs[role]) for kind, role in roles.items() if role in inputs]
+    return [Artefact(kind, key, folder / f"{kind}-{key}") for kind, key in found]
 
 
 def split_pairs(
