@@ -12,9 +12,11 @@ import pytest
 
 from prefloop.config import Experiment
 from prefloop.interfaces import InputError
-from prefloop.plots import duration, number, ticks
 from prefloop.records import Group, Message, Prompt, file_completion
-from prefloop.report import Estimate, Report, as_dict, collect, describe, write_report
+from prefloop.report import as_dict, collect, write_report
+from prefloop.report.plots import duration, number, ticks
+from prefloop.report.types import Estimate, Report
+from prefloop.report.words import describe
 from prefloop.store import Workspace, write_json
 
 Entry = dict[str, Any]

@@ -70,6 +70,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.
 
 def main() -> None:
     """Runs the command line and turns expected stops into messages and exit codes."""
+    # threads that spin while they wait make torch several times slower when another process is busy; read at its import
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=True)
     except PrefloopError as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from markupsafe import Markup, escape
 
 if TYPE_CHECKING:  # the report draws itself with this module
-    from prefloop.report import Distribution, Policy, Report, StageRow, Training
+    from prefloop.report.types import Distribution, Policy, Report, StageRow, Training
 
 LARGE, SMALL = (460, 264), (330, 206)
 """Widths and heights of charts, two or three in a line of the page."""
