@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
@@ -139,7 +140,8 @@ def _run(x: Experiment, workspace: Workspace, *, command: str) -> None:
 
     page = write_report(workspace, x.name)
     console.print(
-        f"\nDone in {_duration(time.monotonic() - started)}. Report: [link=file://{page.resolve()}]{page}[/link]"
+        f"\nDone in {_duration(time.monotonic() - started)}. Report: [link=file://{page.resolve()}]{page}[/link]",
+        soft_wrap=True,
     )
 
 
@@ -174,6 +176,7 @@ class Screen(Watcher):
             TextColumn("{task.fields[note]}", style="dim"),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._bar: Any = None
         self._header: tuple[str, int | None] | None = None
@@ -208,7 +211,9 @@ class Screen(Watcher):
             self._bar = None
         time_text = "kept" if reused else _duration(seconds)
         console.print(
-            f"  {entry.role:<10} {time_text:>7}  {escape(summary(entry.artefact))}", highlight=False
+            f"  {entry.role:<11} {time_text:>7}  {escape(summary(entry.artefact))}",
+            highlight=False,
+            soft_wrap=True,
         )
 
     def waits(self, entry: Entry) -> None:
@@ -297,7 +302,7 @@ def _print_results(x: Experiment, entries: Sequence[Entry]) -> None:
 
 def results_table(entries: Sequence[Entry], measured: Sequence[Entry], title: str) -> Table:
     """Evaluations as rows, with the labels that each policy had cost."""
-    table = Table(title=title, title_justify="left")
+    table = _table(title)
     for name in (
         "policy",
         "labels",
@@ -308,7 +313,7 @@ def results_table(entries: Sequence[Entry], measured: Sequence[Entry], title: st
         "tokens",
         "distinct-2",
     ):
-        table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name == "policy" else "right", overflow="fold")
     for one in measured:
         stats = one.artefact.stats
         judged = stats["judged_by"]
@@ -384,9 +389,9 @@ def plan(
         return
     for warning in warnings_of(x):
         console.print(f"[yellow]Note:[/] {escape(warning)}")
-    table = Table(title=f"{x.name}: plan")
+    table = _table(f"{x.name}: plan")
     for name in ("arm", "iteration", "stage", "work", "state", "artefact"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name != "work", overflow="fold")
     seen: set[str] = set()
     for one in entries:
         state = (
@@ -425,9 +430,10 @@ def status(run_name: RunName = None, workspace: WorkspaceOption = None, as_json:
         _print_json({"run": read["name"], "artefacts": rows})
         return
     done = sum(row["state"] == "done" for row in rows)
-    table = Table(title=f"run {read['name']}: {done} of {len(rows)} stages done", title_justify="left")
+    table = _table(f"run {read['name']}: {done} of {len(rows)} stages done")
+    table.expand = True
     for name in ("arm", "iteration", "stage", "state", "artefact", "what"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True)
+        table.add_column(name, no_wrap=True, ratio=1 if name == "what" else None)  # only `what` may be cut
     for row in rows:
         artefact = Artefact(row["kind"], row["key"], Path(row["path"]))
         step = "" if row["iteration"] is None else str(row["iteration"] + 1)
@@ -545,7 +551,7 @@ def export(
         if out.exists():
             raise InputError(f"{out}: exists; choose a new folder")
         shutil.copytree(model_folder(artefact), out)
-        console.print(f"{out}: an ordinary transformers folder", highlight=False)
+        console.print(f"{out}: an ordinary transformers folder", highlight=False, soft_wrap=True)
         return
     from prefloop.export import export as write
 
@@ -554,7 +560,7 @@ def export(
         judgements = artefact.path
         artefact = space.find(f"generate-{artefact.manifest['inputs']['groups']}")
     written = write(artefact.path, format, out, judgements)
-    console.print(f"{out}: {written} rows", highlight=False)
+    console.print(f"{out}: {written} rows", highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: `prefloop label workspace/human/annotate-3f2a --as ada`")
@@ -634,6 +640,11 @@ def _latest(workspace: Workspace) -> str:
             f"no runs in {workspace.root} yet; start one with `prefloop run` or name a --workspace"
         )
     return runs[-1].parent.name
+
+
+def _table(title: str) -> Table:
+    """A table narrow enough that names and numbers survive a terminal of 80 columns."""
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def _print_json(value: Any) -> None:

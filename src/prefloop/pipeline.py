@@ -94,10 +94,22 @@ def first_reward(
     if sizes[0]:
         assert prompts is not None, "checked when the experiment was read"
         drawn = do(stages.draw_prompts(x, prompts, 0, sizes[0]))
-        groups = do(stages.generate(x, policy, drawn, version=0, number=sizes[0]))
-        judgements = do(stages.annotate(x, groups, None, number=sizes[0]))
+        two = sampling_a_pair(x)
+        groups = do(stages.generate(two, policy, drawn, version=0, number=sizes[0]))
+        judgements = do(stages.annotate(two, groups, None, number=sizes[0]))
         pairs.append(do(stages.select_pairs(x, groups, judgements)))
     return (do(stages.reward_model(x, policy, tuple(pairs))) if pairs else None), tuple(pairs)
+
+
+def sampling_a_pair(x: Experiment) -> Experiment:
+    """The experiment with two completions a prompt where one comparison is asked: without a reward model to choose the
+    two worth asking about, more would be sampled in vain. Of mixed temperatures the first and the last are kept."""
+    if x.annotate.asks != "one_pair":
+        return x
+    shares = x.generate.temperatures
+    mixed = [one.model_copy(update={"count": 1}) for one in (shares[0], shares[-1])] if shares else None
+    sampling = x.generate.model_copy(update={"num_completions": 2, "temperatures": mixed})
+    return x.model_copy(update={"generate": sampling})
 
 
 def collect(
