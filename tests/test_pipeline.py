@@ -305,7 +305,7 @@ def test_accumulated_data_grows_and_stale_samples_are_counted(tmp_path):
 
 
 def test_a_rolled_back_policy_is_not_the_start_of_the_next_iteration(tmp_path):
-    x = small("loop.gate.max_kl=1e-9")
+    x = small("loop.gate.max_kl=1e-9", "loop.gate.num_prompts=30", "policy.learning_rate=5e-3")
     entries = pipeline.run(x, Workspace(tmp_path / "workspace"), Watcher())
     sft = of(entries, "sft")[0].artefact
     choices = [entry.artefact.stats for entry in of(entries, "promote")]
