@@ -27,6 +27,6 @@ def test_the_loop_on_one_page_prints_a_mean_gold_score_for_the_start_and_each_it
     gold = [re.fullmatch(r"(start|iteration \d): .*mean gold score (-?\d+\.\d\d)", line) for line in lines]
     assert all(gold), lines
     assert [one[1] for one in gold] == ["start", "iteration 1", "iteration 2"]
-    # the tales' quality lies between -2 for noise and about 4
-    assert all(-2 <= float(one[2]) <= 4 for one in gold)
+    # what prefloop.tales says about its quality
+    assert all(-3 <= float(one[2]) <= 4 for one in gold)
     assert not list(tmp_path.iterdir())

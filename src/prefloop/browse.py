@@ -39,6 +39,8 @@ def artefact_page(workspace: Workspace, artefact: Artefact, *, start: int, numbe
     """Facts about an artefact, then `number` of its rows from position `start`."""
     parts: list[RenderableType] = [_facts(artefact)]
     rows = list(_rows(workspace, artefact))
+    if rows and start >= len(rows):
+        raise InputError(f"--start {start}: {artefact.name} has {len(rows)} rows")
     if rows:
         end = min(start + number, len(rows))
         parts += [f"[dim]rows {start + 1} to {end} of {len(rows)}[/]", *rows[start:end]]

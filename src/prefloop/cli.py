@@ -36,8 +36,8 @@ from prefloop.pipeline import Entry, Watcher
 from prefloop.records import Group
 from prefloop.store import Artefact, Workspace, garbage, read_records, remove
 
-console = Console()
-errors = Console(stderr=True)
+console = Console(emoji=False)  # text from data and models may hold :names:
+errors = Console(stderr=True, emoji=False)
 app = typer.Typer(
     help="Online iterative RLHF: SFT, reward model, generate, annotate, select, train, evaluate, and round again.",
     epilog="Start with `prefloop quickstart`, or `prefloop init iterative-dpo > my.yaml` and `prefloop run my.yaml`.",
@@ -332,8 +332,10 @@ def results_table(entries: Sequence[Entry], measured: Sequence[Entry], title: st
 
 
 def labels_until(entries: Iterable[Entry], until: Entry) -> int:
-    """Labels that an arm had spent when an evaluation was made."""
-    last = -1 if until.iteration is None else until.iteration
+    """Labels that went into a policy: none into the start, then all that its arm had spent."""
+    if until.iteration is None:
+        return 0
+    last = until.iteration
     spent = {
         one.artefact.name: one.artefact.stats["labels"]
         for one in entries
@@ -551,7 +553,7 @@ def export(
         if out.exists():
             raise InputError(f"{out}: exists; choose a new folder")
         shutil.copytree(model_folder(artefact), out)
-        console.print(f"{out}: an ordinary transformers folder", highlight=False, soft_wrap=True)
+        console.print(f"{escape(str(out))}: an ordinary transformers folder", highlight=False, soft_wrap=True)
         return
     from prefloop.export import export as write
 
@@ -560,7 +562,7 @@ def export(
         judgements = artefact.path
         artefact = space.find(f"generate-{artefact.manifest['inputs']['groups']}")
     written = write(artefact.path, format, out, judgements)
-    console.print(f"{out}: {written} rows", highlight=False, soft_wrap=True)
+    console.print(f"{escape(str(out))}: {written} rows", highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: `prefloop label workspace/human/annotate-3f2a --as ada`")

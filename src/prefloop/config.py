@@ -610,8 +610,7 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Experiment":
-        needs_prompts = self.loop.batches and self.generate.engine.kind != "recorded"
-        if needs_prompts and self.prompts is None:
+        if self.needs_prompts and self.prompts is None and self.generate.engine.kind != "recorded":
             raise ValueError(
                 "prompts: missing; name a file of prompts (or set loop.batches=0 to train on pairs only)"
             )
@@ -649,11 +648,19 @@ class Experiment(Section):
             and self.sft.data is None
         ):
             raise ValueError("sft.text: a model from scratch needs text to learn from")
+        own = (self.model.template, self.model.terminator) == ("auto", "auto")
+        if self.model.path.startswith("builtin:") and not own:
+            raise ValueError("model.template: a built-in model has a template and a terminator of its own")
         return self
 
     def _uses_loop_reward(self) -> bool:
         annotator = self.annotate.annotator
         return annotator.kind == "reward_model" and annotator.model is None
+
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether anything is sampled for training or for the gate."""
+        return bool(self.loop.batches or self.reward.seed_prompts or self.loop.gate.metric != "none")
 
     @property
     def has_reward_model(self) -> bool:

@@ -60,7 +60,9 @@ def content_digest(path: str) -> str:
     if path.startswith(HUB):
         name, _ = _hub_name(path)
         return f"{path}@{hub_commit(name, 'dataset')}"
-    return digest_path(Path(path))
+    file = Path(path)
+    # the same bytes under another ending would be read in another way
+    return digest_path(file) + (_suffix(file) if file.is_file() else "")
 
 
 # --- files --------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class Planner:
 
 def online_loop(x: Experiment, do: Planner) -> Artefact:
     """The whole loop of one arm; returns its final policy."""
-    prompts = do(stages.prompts(x)) if x.loop.batches or x.evaluate.num_prompts else None
+    prompts = do(stages.prompts(x)) if x.needs_prompts or x.evaluate.num_prompts else None
     base = do(stages.base_model(x))
     reference = do(stages.sft(x, base)) if x.sft.data or x.sft.text else base
     offline = (do(stages.import_pairs(x, x.policy.offline_data, "offline")),) if x.policy.offline_data else ()

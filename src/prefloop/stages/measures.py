@@ -1,6 +1,7 @@
 """Stages that measure policies and decide which one to keep."""
 
 from prefloop.config import Experiment, hashed
+from prefloop.interfaces import InputError
 from prefloop.records import Group, Prompt
 from prefloop.stages.shared import (
     chunks,
@@ -51,6 +52,11 @@ def evaluate(
         for chunk in chunks(build, file, wanted, generator.prompts_at_once):
             file.append([group for group in generator.generate(chunk) if group.completions])
         groups = read_records(file.path, Group)
+        if not groups:
+            raise InputError(
+                f"all {len(wanted)} {split} prompts are longer than generate.max_prompt_length "
+                f"({x.generate.max_prompt_length} tokens) or the model's context, so there is nothing to measure"
+            )
         build.count(len(wanted), len(groups), {"prompt_too_long": len(wanted) - len(groups)})
         rows, build.stats = measure(
             groups,

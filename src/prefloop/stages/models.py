@@ -29,7 +29,10 @@ def base_model(x: Experiment) -> Stage:
     path = section.pop("path")
     if path.startswith("builtin:"):
         texts = x.sft.text or x.sft.data
-        assert texts is not None, "checked when the experiment was read"
+        if texts is None:
+            raise InputError(
+                f"model.path = {path!r}: a model from scratch needs text to learn from; name sft.text"
+            )
 
         def make(build: Build) -> None:
             from prefloop.modeling import make_tiny_model

@@ -1,0 +1,472 @@
+"""Every command, as typed: what it prints, what it leaves on the disk, and its exit code."""
+
+import builtins
+import contextlib
+import io
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import typer.main
+import yaml
+from transformers import AutoModelForCausalLM
+
+from prefloop import __version__, cli, config
+from prefloop.annotate.human import label_in_terminal, read_tasks
+from prefloop.records import Prompt
+from prefloop.store import Workspace, read_records
+from small import SMALL
+
+NUM_STAGES = 29
+COMMANDS = sorted(typer.main.get_command(cli.app).commands)
+
+
+class Ran(NamedTuple):
+    """What a command left: its exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    errors: str
+
+
+def prefloop(*args: object) -> Ran:
+    """Runs a command line in this process, through the function that the installed command calls."""
+    out, errors, code = io.StringIO(), io.StringIO(), 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+    ):
+        patch.setattr(sys, "argv", ["prefloop", *map(str, args)])
+        patch.delenv("PREFLOOP_WORKSPACE", raising=False)
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return Ran(code, out.getvalue(), errors.getvalue())
+
+
+class Finished(NamedTuple):
+    """A finished run, the file it came from and what it printed."""
+
+    experiment: Path
+    workspace: Path
+    ran: Ran
+
+    def names(self, role: str) -> list[str]:
+        """Artefacts of a role, in the order of the loop."""
+        run = json.loads((self.workspace / "runs/small/run.json").read_text())
+        return [f"{one['kind']}-{one['key']}" for one in run["entries"] if one["role"] == role]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Finished:
+    folder = tmp_path_factory.mktemp("finished")
+    experiment, workspace = folder / "small.yaml", folder / "workspace"
+    experiment.write_text(SMALL)
+    return Finished(experiment, workspace, prefloop("run", experiment, "--workspace", workspace))
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_prints_a_line_a_stage_a_table_of_results_samples_and_the_report(finished):
+    code, out, errors = finished.ran
+    assert (code, errors) == (0, "")
+    assert len(re.findall(r"^  [a-z ]+ \d+\.\d s  \S", out, re.MULTILINE)) == NUM_STAGES
+    assert re.search(r"^  generate +\d+\.\d s  18 completions, ", out, re.MULTILINE)
+    assert "small: held-out evaluation, 95 % intervals over prompts" in out
+    assert re.findall(r"^ (start|iteration) +(\d+) ", out, re.MULTILINE)[1:] == [
+        ("iteration", "12"),
+        ("iteration", "18"),
+    ]
+    assert [out.count(f"\n {side} ") for side in ("prompt", "before", "after")] == [3, 3, 3]
+    page = finished.workspace / "runs/small/report.html"
+    assert page.is_file()
+    assert out.endswith(f"Report: {page}\n")
+
+
+def test_the_samples_are_those_of_the_first_and_the_last_evaluation(finished):
+    prompts = [line.split(maxsplit=1)[1] for line in finished.ran.out.splitlines() if line[:7] == " prompt"]
+    folder = finished.workspace / "artefacts" / finished.names("prompts")[0]
+    assert {one.strip() for one in prompts} <= {
+        one.text for one in read_records(folder / "evaluation.jsonl", Prompt)
+    }
+
+
+def test_a_second_run_keeps_every_stage_and_says_so(finished):
+    code, out, _ = prefloop("run", finished.experiment, "--workspace", finished.workspace)
+    assert code == 0
+    assert len(re.findall(r"^  [a-z ]+ kept  \S", out, re.MULTILINE)) == NUM_STAGES
+    assert not re.search(r"^  [a-z ]+ \d+\.\d s", out, re.MULTILINE)
+
+
+def test_an_evaluator_that_is_the_annotator_is_pointed_out_before_the_run(finished):
+    scorer = "{kind: rule, rule: tales}"
+    _, out, _ = prefloop(
+        "plan", finished.experiment, f"annotate.annotator={scorer}", "reward.seed_prompts=0", "loop.gate.metric=none"
+    )  # fmt: skip
+    assert "Note: evaluate.scorer is also the annotator" in out
+
+
+# --- looking ---------------------------------------------------------------------------------------------------------
+
+
+def test_plan_says_what_is_reused_and_what_there_is_to_do(finished):
+    code, out, _ = prefloop("plan", finished.experiment, "policy.max_grad_norm=2", "-w", finished.workspace)
+    assert code == 0
+    assert "reused" in out and "to do" in out
+    assert "18 labels per arm, 1 a prompt by simulated" in out
+    assert re.search(r"^\d+ of 29 artefacts to build", out, re.MULTILINE)
+    assert all(name in out for name in finished.names("sft") + finished.names("prompts"))
+
+
+def test_plan_as_json_names_every_artefact(finished):
+    code, out, _ = prefloop("plan", finished.experiment, "--json", "-w", finished.workspace)
+    rows = json.loads(out)
+    assert code == 0
+    assert len(rows) == NUM_STAGES
+    assert all(row["exists"] for row in rows)
+    assert {row["artefact"] for row in rows} == {
+        path.name for path in (finished.workspace / "artefacts").iterdir()
+    }
+
+
+def test_planning_writes_nothing(finished, tmp_path):
+    assert prefloop("plan", finished.experiment, "-w", tmp_path / "new").code == 0
+    assert not (tmp_path / "new").exists()
+
+
+def test_status_shows_how_far_the_latest_run_is(finished):
+    code, out, _ = prefloop("status", "-w", finished.workspace)
+    assert code == 0
+    assert f"run small: {NUM_STAGES} of {NUM_STAGES} stages done" in out
+    assert all(name in out for name in finished.names("policy") + finished.names("generate"))
+
+
+def test_status_as_json_has_the_key_and_digest_of_every_artefact(finished):
+    code, out, _ = prefloop("status", "small", "--json", "-w", finished.workspace)
+    status = json.loads(out)
+    assert code == 0
+    assert (status["run"], len(status["artefacts"])) == ("small", NUM_STAGES)
+    for row in status["artefacts"]:
+        manifest = json.loads((Path(row["path"]) / "manifest.json").read_text())
+        assert (row["state"], row["key"], row["digest"]) == ("done", manifest["key"], manifest["digest"])
+
+
+@pytest.mark.parametrize(
+    ("role", "expected"),
+    [
+        ("prompts", ["60 in, 28 out, dropped: 32 not_needed", "rows 1 to 3 of 28", "train "]),
+        ("draw", ["rows 1 to 3 of 6", "prompts "]),
+        ("generate", ["num_completions", "rows 1 to 3 of 6", "completion"]),
+        ("annotate", ["pseudo_labels", "rows 1 to 3 of 6", "better simulated/", "worse simulated/"]),
+        ("select", ["rows 1 to 3 of 6", "chosen", "rejected", "margin ", "written by "]),
+        ("evaluate", ["score", "rows 1 to 3 of 6", "second ", "kl "]),
+        ("sft", ["loss_last", "base base-"]),
+        ("reward", ["validation", "trunk sft-", "pairs select-"]),
+        ("base", ["made_from"]),
+    ],
+)
+def test_show_knows_every_kind_of_artefact(finished, role, expected):
+    code, out, _ = prefloop("show", finished.names(role)[-1], "-w", finished.workspace)
+    assert code == 0
+    assert [one for one in [finished.names(role)[-1], "digest", *expected] if one not in out] == []
+
+
+def test_show_leads_from_a_policy_back_to_every_pair_and_annotator(finished):
+    code, out, _ = prefloop("show", finished.names("policy")[-1], "-w", finished.workspace)
+    assert code == 0
+    for role in ("base", "sft", "generate", "annotate", "select", "reward", "policy", "promote"):
+        assert finished.names(role)[0] in out, role
+    assert out.count("labels (") == 3
+    assert len(re.findall(r"\d by\s+(?:[│ ]*)simulated/\d\d", out)) >= 6
+
+
+def test_show_pages_through_rows_and_finds_beginnings_of_names(finished):
+    name = finished.names("select")[0]
+    _, out, _ = prefloop("show", name[:14], "--start", 4, "--number", 1, "-w", finished.workspace)
+    assert name in out
+    assert "rows 5 to 5 of 6" in out
+    assert out.count("│ chosen ") == 1
+
+
+def test_show_lists_the_stages_of_a_run(finished):
+    code, out, _ = prefloop("show", "small", "-w", finished.workspace)
+    assert code == 0
+    assert "run small" in out
+    assert out.count("done") == NUM_STAGES
+
+
+def test_report_writes_a_page_and_names_it(finished):
+    page = finished.workspace / "runs/small/report.html"
+    page.unlink()
+    assert prefloop("report", "-w", finished.workspace) == (0, f"{page}\n", "")
+    assert page.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_report_as_json_has_the_policies(finished):
+    code, out, _ = prefloop("report", "small", "--json", "-w", finished.workspace)
+    assert code == 0
+    assert [one["labels"] for one in json.loads(out)["policies"]][1:] == [12, 18]
+
+
+def test_chat_answers_once_from_one_policy_or_from_two_side_by_side(finished):
+    first, last = finished.names("sft")[0], finished.names("promote")[-1]
+    options = ("--once", "Tell a tale.", "--temperature", 0, "--max-new-tokens", 4, "-w", finished.workspace)
+    one = prefloop("chat", first, *options)
+    two = prefloop("chat", first, last, *options)
+    assert (one.code, two.code) == (0, 0)
+    left, right = two.out.splitlines()
+    assert left == f"{first} {one.out.rstrip()}"
+    assert right.startswith(f"{last} ")
+
+
+def test_chat_starts_over_at_an_empty_line_and_ends_with_the_input(finished, monkeypatch):
+    typed = iter(["Tell a tale.", "", "Tell a tale."])
+
+    def answer(prompt: object = "") -> str:
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr(builtins, "input", answer)
+    options = ("--temperature", 0, "--max-new-tokens", 4, "-w", finished.workspace)
+    code, out, _ = prefloop("chat", finished.names("sft")[0], *options)
+    assert code == 0
+    before, after = out.split("a new conversation")
+    assert before.replace("you", "").split() == after.replace("you", "").split()
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", cli.PRESETS)
+def test_init_prints_experiments_that_can_be_read(name):
+    code, out, errors = prefloop("init", name)
+    assert (code, errors) == (0, "")
+    assert config.parse(out, where=name).name == name
+
+
+@pytest.mark.parametrize(
+    ("format", "suffix"),
+    [("trl", "jsonl"), ("hh", "jsonl"), ("ultrafeedback", "jsonl"), ("parquet", "parquet")],
+)
+def test_pairs_are_exported_in_every_format_and_read_back(finished, tiny_model, tmp_path, format, suffix):
+    out = tmp_path / f"pairs.{suffix}"
+    ran = prefloop("export", finished.names("select")[0], out, "--format", format, "-w", finished.workspace)
+    assert ran == (0, f"{out}: 6 rows\n", "")
+    again = prefloop(
+        "run", scored(tmp_path, tiny_model), f"policy.offline_data={out}", "loop.batches=0", "evaluate.num_prompts=0",
+        "-w", tmp_path / "workspace",
+    )  # fmt: skip
+    assert again.code == 0
+    assert "6 pairs (" in again.out
+
+
+@pytest.mark.parametrize("role", ["generate", "annotate"])
+def test_groups_are_exported_with_the_scores_there_are(finished, tmp_path, role):
+    out = tmp_path / "groups.jsonl"
+    ran = prefloop(
+        "export", finished.names(role)[-1], out, "--format", "online_rlhf", "-w", finished.workspace
+    )
+    assert ran.code == 0, ran.errors
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(len(row["responses"]), row["rewards"]) for row in rows] == [(3, [None] * 3)] * 6
+
+
+def test_scores_are_exported_next_to_their_completions(tiny_model, tmp_path):
+    experiment = scored(tmp_path, tiny_model)
+    workspace = tmp_path / "workspace"
+    assert prefloop("run", experiment, "-w", workspace).code == 0
+    (judged,) = [one.name for one in Workspace(workspace).published() if one.kind == "annotate"]
+    out = tmp_path / "groups.jsonl"
+    assert prefloop("export", judged, out, "--format", "online_rlhf", "-w", workspace).code == 0
+    for row in map(json.loads, out.read_text().splitlines()):
+        assert row["rewards"] == [len(text) for text in row["responses"]]
+
+
+def scored(folder: Path, model: Path) -> Path:
+    """An experiment in which a rule scores completions by their length."""
+    experiment = folder / "scored.yaml"
+    experiment.write_text(
+        f"""
+name: scored
+model: {model}
+prompts: {{path: builtin:tales/prompts, limit: 8}}
+generate: {{num_completions: 2, max_new_tokens: 6}}
+annotate: {{annotator: {{kind: rule, rule: length}}}}
+policy: {{max_steps: 1, batch_size: 2}}
+evaluate: {{num_prompts: 2}}
+loop: {{batches: 1, prompts_per_batch: 4}}
+runtime: {{device: cpu, threads: 1}}
+"""
+    )
+    return experiment
+
+
+@pytest.mark.parametrize("role", ["sft", "policy", "promote"])
+def test_an_exported_policy_is_opened_by_transformers(finished, tmp_path, role):
+    out = tmp_path / "policy"
+    ran = prefloop("export", finished.names(role)[-1], out, "-w", finished.workspace)
+    assert ran == (0, f"{out}: an ordinary transformers folder\n", "")
+    assert AutoModelForCausalLM.from_pretrained(out).num_parameters() > 100_000
+    again = prefloop("export", finished.names(role)[-1], out, "-w", finished.workspace)
+    assert (again.code, again.errors) == (1, f"InputError: {out}: exists; choose a new folder\n")
+
+
+def test_gc_lists_what_no_run_needs_and_deletes_it_only_when_told(finished):
+    artefacts = finished.workspace / "artefacts"
+    needed = {path.name for path in artefacts.iterdir()}
+    shutil.copytree(artefacts / finished.names("draw")[0], artefacts / "draw-0123456789abcdef")
+    (artefacts / "policy-0123456789abcdef.partial").mkdir()
+    asked = prefloop("gc", "-w", finished.workspace)
+    assert re.findall(r"^unneeded (\S+) \d+\.\d MB$", asked.out, re.MULTILINE) == [
+        "draw-0123456789abcdef",
+        "policy-0123456789abcdef.partial",
+    ]
+    assert "2 artefacts, 0.0 MB; `prefloop gc --yes` deletes them" in asked.out
+    assert (artefacts / "draw-0123456789abcdef").is_dir()
+    told = prefloop("gc", "--yes", "-w", finished.workspace)
+    assert told.out.count("deleted ") == 2
+    assert {path.name for path in artefacts.iterdir()} == needed
+    assert prefloop("gc", "-w", finished.workspace).out == "0 artefacts, 0.0 MB\n"
+    assert "to do" not in prefloop("status", "small", "-w", finished.workspace).out
+
+
+def test_doctor_finds_a_working_engine(tmp_path):
+    code, out, _ = prefloop("doctor", "-w", tmp_path)
+    assert code == 0
+    assert re.search(r"^ok +hf engine +sampled \d+ tokens on ", out, re.MULTILINE)
+
+
+# --- help and errors -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_has_an_example(command):
+    code, out, _ = prefloop(command, "--help")
+    assert code == 0
+    assert f"Example: prefloop {command}" in out
+
+
+def test_the_version_is_printed():
+    assert prefloop("--version") == (0, f"{__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("init", "iterative"), "no experiment 'iterative'; choose quickstart, iterative-dpo, offline-dpo, raft, human"),
+        (("status", "other"), "no run 'other' in {workspace}; there is small"),
+        (("report", "other"), "no run 'other' in {workspace}; there is small"),
+        (("show", "policy-zz"), "no artefact 'policy-zz' in {workspace}/artefacts; `prefloop status` lists them"),
+        (("export", "zz", "x.jsonl"), "no artefact 'zz' in {workspace}/artefacts; `prefloop status` lists them"),
+        (("chat", "a", "b", "c"), "chat: 3 policies; one or two can be talked to at a time"),
+        (("label", "{workspace}"), "{workspace}: no tasks.jsonl here; name a folder that a waiting run has told you"),
+    ],
+)  # fmt: skip
+def test_unknown_names_are_input_errors_that_say_what_there_is(finished, args, message):
+    named = [one.format(workspace=finished.workspace) for one in args]
+    workspace = () if args[0] in ("init", "label") else ("-w", finished.workspace)
+    ran = prefloop(*named, *workspace)
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.errors == f"InputError: {message.format(workspace=finished.workspace)}\n"
+
+
+def test_an_ambiguous_name_lists_what_it_fits(finished):
+    ran = prefloop("show", "policy", "-w", finished.workspace)
+    assert ran.code == 1
+    assert ran.errors.startswith("InputError: 'policy' fits ")
+    assert all(name in ran.errors for name in finished.names("policy"))
+
+
+def test_a_workspace_without_runs_says_how_to_start_one(tmp_path):
+    ran = prefloop("status", "-w", tmp_path)
+    assert (ran.code, ran.errors) == (
+        1,
+        f"InputError: no runs in {tmp_path} yet; start one with `prefloop run` or name a --workspace\n",
+    )
+
+
+def test_a_workspace_that_cannot_be_made_is_unavailable(finished, tmp_path):
+    (tmp_path / "file").write_text("")
+    ran = prefloop("run", finished.experiment, "-w", tmp_path / "file")
+    assert (ran.code, ran.errors) == (
+        4,
+        f"Unavailable: workspace {tmp_path}/file: a file is in the way; choose another folder with --workspace\n",
+    )
+
+
+# --- people in the loop ----------------------------------------------------------------------------------------------
+
+WAITS = re.compile(
+    r"Waiting: (\d) of 3 tasks judged, 3 wanted; label with `prefloop label (.+)`, then run again"
+)
+
+
+def people(folder: Path, model: Path) -> Path:
+    """An experiment in which people judge two batches of three prompts."""
+    experiment = yaml.safe_load(scored(folder, model).read_text())
+    experiment |= {"name": "people", "annotate": {"annotator": {"kind": "human"}}}
+    experiment["loop"] = {"batches": 2, "prompts_per_batch": 3}
+    path = folder / "people.yaml"
+    path.write_text(yaml.safe_dump(experiment))
+    return path
+
+
+def test_people_are_waited_for_batch_by_batch_until_the_run_is_done(tiny_model, tmp_path, monkeypatch):
+    command = ("run", people(tmp_path, tiny_model), "-w", tmp_path / "workspace")
+
+    first = waiting(prefloop(*command), judged=0)
+    assert label_in_terminal(first, "ada", ask=typing("a"), show=lambda line: None) == 1
+    assert waiting(prefloop(*command), judged=1) == first
+    assert label_in_terminal(first, "ada", ask=typing("b", "s", ""), show=lambda line: None) == 3
+
+    second = waiting(prefloop(*command), judged=0)
+    assert second != first
+    monkeypatch.setattr(builtins, "input", typing("1", "2", "t"))
+    labelled = prefloop("label", second, "--as", "bob")
+    assert labelled.code == 0
+    assert labelled.out.endswith("3 of 3 tasks judged by bob.\n")
+
+    done = prefloop(*command)
+    assert (done.code, done.errors) == (0, "")
+    assert len(re.findall(r"^  annotate .* 3 labels, 1 (refusals|ties)", done.out, re.MULTILINE)) == 2
+    assert "iteration 2" in done.out
+    _, lineage, _ = prefloop("show", policies(tmp_path / "workspace")[-1], "-w", tmp_path / "workspace")
+    assert "3 by human/ada" in lineage.replace("│", "")
+    assert "3 by human/bob" in lineage.replace("│", "")
+
+
+def waiting(ran: Ran, *, judged: int) -> Path:
+    """The folder that a waiting run names."""
+    said = WAITS.search(ran.errors)
+    assert ran.code == 3
+    assert said is not None, ran.errors
+    assert int(said[1]) == judged
+    assert len(read_tasks(Path(said[2]))) == 3
+    return Path(said[2])
+
+
+def typing(*keys: str):
+    """Somebody who presses these keys and then closes the terminal."""
+    left = iter(keys)
+
+    def ask(question: str) -> str:
+        try:
+            return next(left)
+        except StopIteration:
+            raise EOFError from None
+
+    return ask
+
+
+def policies(workspace: Path) -> list[str]:
+    run = json.loads((workspace / "runs/people/run.json").read_text())
+    return [f"policy-{one['key']}" for one in run["entries"] if one["role"] == "policy"]
