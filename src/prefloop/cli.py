@@ -290,9 +290,11 @@ def _evaluation_summary(stats: dict[str, Any]) -> str:
 
 
 def _print_results(x: Experiment, entries: Sequence[Entry]) -> None:
-    measured = list({one.artefact.name: one for one in reversed(entries) if one.role == "evaluate"}.values())[
-        ::-1
-    ]
+    by_name: dict[str, Entry] = {}
+    for one in entries:
+        if one.role == "evaluate":
+            by_name.setdefault(one.artefact.name, one)
+    measured = list(by_name.values())
     if not measured:
         return
     title = f"{x.name}: held-out evaluation, {100 * x.evaluate.confidence:g} % intervals over prompts"
