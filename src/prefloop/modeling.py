@@ -9,7 +9,7 @@ import ctypes
 import logging
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -359,31 +359,34 @@ def sequence_scores(model: nn.Module, batch: Batch) -> Tensor:
     return model(input_ids=batch.input_ids, use_cache=False).logits[:, 0].float()
 
 
-@torch.inference_mode()
 def all_sequence_logps(
     model: PreTrainedModel, rows: Sequence[Row], *, pad_id: int, runtime: RuntimeSection
 ) -> list[float]:
     """Summed completion log-probabilities of each row, in the order given."""
-    results = [0.0] * len(rows)
-    for indices in microbatches(
-        range(len(rows)), lambda i: rows[i].length, max_tokens=runtime.microbatch_tokens
-    ):
-        batch = collate([rows[index] for index in indices], pad_id=pad_id, device=model.device)
-        for index, value in zip(indices, token_logps(model, batch).sum(-1).tolist(), strict=True):
-            results[index] = value
-    return results
+    return _of_each(rows, lambda batch: token_logps(model, batch).sum(-1), model.device, pad_id, runtime)
 
 
-@torch.inference_mode()
 def all_scores(
     model: PreTrainedModel, rows: Sequence[Row], *, pad_id: int, runtime: RuntimeSection
 ) -> list[float]:
     """The reward model's score of each row, in the order given."""
+    return _of_each(rows, lambda batch: sequence_scores(model, batch), model.device, pad_id, runtime)
+
+
+@torch.inference_mode()
+def _of_each(
+    rows: Sequence[Row],
+    measure: Callable[[Batch], Tensor],
+    device: torch.device,
+    pad_id: int,
+    runtime: RuntimeSection,
+) -> list[float]:
+    """One value a row, computed in batches of similar length."""
     results = [0.0] * len(rows)
     for indices in microbatches(
         range(len(rows)), lambda i: rows[i].length, max_tokens=runtime.microbatch_tokens
     ):
-        batch = collate([rows[index] for index in indices], pad_id=pad_id, device=model.device)
-        for index, value in zip(indices, sequence_scores(model, batch).tolist(), strict=True):
+        batch = collate([rows[index] for index in indices], pad_id=pad_id, device=device)
+        for index, value in zip(indices, measure(batch).tolist(), strict=True):
             results[index] = value
     return results
