@@ -113,7 +113,7 @@ def test_a_reward_model_trained_on_judged_stories_raises_the_rule_score_too(shar
 
 def test_the_pretrained_model_is_brought_in_with_its_stop_token(by_rule):
     _, entries = by_rule
-    base = entries[0].artefact.stats
+    base = next(entry for entry in entries if entry.role == "base").artefact.stats
     assert base["parameters"] == 260_032
     assert (base["terminator"], base["pad"]) == ("<s>", "</s>")
 
