@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -82,7 +82,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         errors.print("\nStopped. Finished work is kept: run the same command again to continue.")
-        sys.exit(INTERRUPTED)
+        _leave_interrupted()
 
 
 @app.callback(invoke_without_command=True)
@@ -134,7 +134,7 @@ def _run(x: Experiment, workspace: Workspace, *, command: str) -> None:
             errors.print(
                 f"\nStopped. Finished work is kept: `{command}` continues from here.", highlight=False
             )
-            sys.exit(INTERRUPTED)
+            _leave_interrupted()
     _print_results(x, entries)
     from prefloop.report import write_report
 
@@ -143,6 +143,18 @@ def _run(x: Experiment, workspace: Workspace, *, command: str) -> None:
         f"\nDone in {_duration(time.monotonic() - started)}. Report: [link=file://{page.resolve()}]{page}[/link]",
         soft_wrap=True,
     )
+
+
+def _leave_interrupted() -> NoReturn:
+    """Ends the process with the exit code of Ctrl-C, whatever the interrupt hit.
+
+    Python remembers an interrupt that went through code run by an extension, torch while it is imported for one, and
+    would end by the signal even though it was handled. Nothing is left to clean up here: files are written whole, and
+    the system frees the locks.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
 
 
 def warnings_of(x: Experiment) -> list[str]:
