@@ -1,0 +1,194 @@
+"""Judging the samples, and choosing pairs."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from prefloop.config.section import NOT_HASHED, Section
+
+SelectionRule = Literal["max_min", "max_random", "max_max", "max_min_penalised", "random", "first_two"]
+
+
+class RewardModelAnnotator(Section):
+    """Scores with a scalar reward model: the loop's own, or the one in `model`."""
+
+    kind: Literal["reward_model"]
+    """Name of the annotator."""
+    model: str | None = None
+    """Folder or hub name; left out, it is the loop's current reward model."""
+
+
+class PairwiseAnnotator(Section):
+    """Compares with a language model that answers A or B, averaged over both orders (RLHFlow's format)."""
+
+    kind: Literal["pairwise"]
+    """Name of the annotator."""
+    model: str
+    """Folder or hub name of the causal language model."""
+    template: str = "[CONTEXT] {context} [RESPONSE A] {a} [RESPONSE B] {b} \n"
+    """Text of the user turn; must hold {context}, {a} and {b}."""
+
+
+class RuleAnnotator(Section):
+    """Scores by a built-in rule."""
+
+    kind: Literal["rule"]
+    """Name of the annotator."""
+    rule: Literal["tales", "tales_craft", "words", "length", "math_answer"]
+    """`tales`: the hidden quality of the built-in tales; `words`: share of `words` found; `length`; `math_answer`."""
+    words: list[str] = []
+    """For `words`: looked for as whole words, case-insensitively."""
+    target_length: int = Field(default=0, ge=0)
+    """For `length`: score is minus the distance from this many characters; 0 scores the length itself."""
+
+
+class FunctionAnnotator(Section):
+    """Scores with your own function `f(prompt: str, completion: str, answer: str | None) -> float`."""
+
+    kind: Literal["function"]
+    """Name of the annotator."""
+    target: str
+    """`path/to/file.py:name`; the file's content enters the artefact key."""
+
+
+class JudgeAnnotator(Section):
+    """Asks a language model behind an OpenAI-compatible endpoint which of two completions is better."""
+
+    kind: Literal["judge"]
+    """Name of the annotator."""
+    base_url: str
+    """Endpoint, for instance http://127.0.0.1:8000/v1."""
+    model: str
+    """Model name sent with every request."""
+    api_key_env: str = Field(default="OPENAI_API_KEY", json_schema_extra=NOT_HASHED)
+    """Environment variable that holds the key; the key itself is never written anywhere."""
+    template: str = "auto"
+    """Question put to the judge with {prompt}, {a} and {b}; `auto` is the built-in one."""
+    both_orders: bool = True
+    """Ask in both orders and average; each order costs one label."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature of the judge."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest verdict."""
+    retries: int = Field(default=5, ge=0, json_schema_extra=NOT_HASHED)
+    """How often a failed request is repeated, with growing pauses."""
+    timeout_s: float = Field(default=60.0, gt=0, json_schema_extra=NOT_HASHED)
+    """Seconds before a request counts as failed."""
+    concurrency: int = Field(default=8, ge=1, json_schema_extra=NOT_HASHED)
+    """Requests under way at once."""
+    price_per_million_tokens: float = Field(default=0.0, ge=0, json_schema_extra=NOT_HASHED)
+    """For the cost that `prefloop show` prints; prompt and completion tokens count alike."""
+
+
+class SimulatedAnnotator(Section):
+    """A pool of simulated people who see a hidden gold score through their own taste and noise (AlpacaFarm)."""
+
+    kind: Literal["simulated"]
+    """Name of the annotator."""
+    gold: "GoldScorer"
+    """The hidden truth."""
+    pool: int = Field(default=13, ge=1)
+    """How many annotators; one is drawn per pair from the seed."""
+    flip: float = Field(default=0.25, ge=0, le=0.5)
+    """Probability that a verdict is inverted."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Scale of the logistic noise on the gold difference; 0 compares exactly."""
+    scale_spread: float = Field(default=0.0, ge=0)
+    """Spread of the annotators' own temperatures (log-normal)."""
+    length_bias: float = 0.0
+    """Added gold per 100 characters, the same for all."""
+    position_bias: float = 0.0
+    """Added gold for the completion shown first."""
+    taste_spread: float = Field(default=0.0, ge=0)
+    """Standard deviation of a fixed personal offset per annotator and completion."""
+    tie_band: float = Field(default=0.0, ge=0)
+    """Perceived differences smaller than this are called a tie."""
+    refusal_rate: float = Field(default=0.0, ge=0, le=1)
+    """Share of questions left unanswered; counted, never invented."""
+    votes: int = Field(default=1, ge=1)
+    """Independent votes per pair, from different annotators; each costs one label."""
+
+
+class RecordedAnnotator(Section):
+    """Replays verdicts from a file: scores next to the completions, or prefloop's own judgement rows."""
+
+    kind: Literal["recorded"]
+    """Name of the annotator."""
+    path: str
+    """File of groups with scores (`responses` and `rewards`), or judgements.jsonl."""
+    score_field: str = "rewards"
+    """Column with one score a completion; null means not judged."""
+
+
+class HumanAnnotator(Section):
+    """People. The loop publishes tasks, stops with its own exit code, and goes on when they are judged."""
+
+    kind: Literal["human"]
+    """Name of the annotator."""
+    overlap: int = Field(default=1, ge=1)
+    """Judgements wanted per task."""
+    quorum: float = Field(default=1.0, gt=0, le=1)
+    """Share of tasks that must be judged before the loop goes on."""
+
+
+GoldScorer = Annotated[RuleAnnotator | FunctionAnnotator | RewardModelAnnotator, Field(discriminator="kind")]
+Annotator = Annotated[
+    RewardModelAnnotator
+    | PairwiseAnnotator
+    | RuleAnnotator
+    | FunctionAnnotator
+    | JudgeAnnotator
+    | SimulatedAnnotator
+    | RecordedAnnotator
+    | HumanAnnotator,
+    Field(discriminator="kind"),
+]
+SCORING_KINDS = frozenset({"reward_model", "rule", "function"})
+COMPARING_KINDS = frozenset({"pairwise", "judge", "human"})
+
+
+class AnnotateSection(Section):
+    """Who judges, and what they are asked."""
+
+    annotator: Annotator = RewardModelAnnotator(kind="reward_model")
+    """The annotator (the oracle): its verdicts are the labels that are counted."""
+    ask: Literal["auto", "scores", "one_pair", "all_pairs"] = "auto"
+    """`scores`: a score for each completion; `one_pair`: one comparison a prompt; `all_pairs`: every two completions."""
+    propose: Literal["max_min", "max_random", "max_max", "random", "first_two"] = "max_min"
+    """For `one_pair`: how the reward model picks the two to compare; without a reward model a random two are taken."""
+
+    @model_validator(mode="after")
+    def _annotator_can(self) -> "AnnotateSection":
+        kind = self.annotator.kind
+        if kind in SCORING_KINDS and self.ask not in ("auto", "scores"):
+            raise ValueError(f"ask: {self.ask} needs an annotator that compares; {kind} gives scores")
+        if kind in COMPARING_KINDS and self.ask == "scores":
+            raise ValueError(f"ask: scores needs an annotator that scores; {kind} compares")
+        return self
+
+    @property
+    def asks(self) -> Literal["scores", "one_pair", "all_pairs", "recorded"]:
+        """What is asked, with `auto` resolved."""
+        if self.annotator.kind == "recorded":
+            return "recorded"
+        if self.ask != "auto":
+            return self.ask
+        return "scores" if self.annotator.kind in SCORING_KINDS else "one_pair"
+
+
+class SelectSection(Section):
+    """Which two completions of a group become a preference pair."""
+
+    rule: SelectionRule = "max_min"
+    """Rule on the scores; with one comparison per prompt the compared two are the pair."""
+    length_penalty: float = Field(default=0.0, ge=0)
+    """For `max_min_penalised`: subtracted from the score per unit of length."""
+    length_unit: Literal["characters", "tokens"] = "characters"
+    """Unit of `length_penalty`."""
+    margin_scale: float = Field(default=1.0, gt=0)
+    """Margins are multiplied by this."""
+    pairs_per_prompt: Literal["one", "all"] = "one"
+    """`all` makes a pair of every two completions the annotator ranked apart, weighted to one per prompt."""
+
+
+SimulatedAnnotator.model_rebuild()

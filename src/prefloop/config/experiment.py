@@ -1,0 +1,268 @@
+"""One experiment, and reading it from YAML and `section.key=value` overrides."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from prefloop.config.annotate import AnnotateSection, SelectSection
+from prefloop.config.generate import GenerateSection
+from prefloop.config.loop import EvaluateSection, LoopSection
+from prefloop.config.reward import RewardSection
+from prefloop.config.runtime import RuntimeSection
+from prefloop.config.section import Section
+from prefloop.config.source import Model, ModelSection, Source
+from prefloop.config.training import PolicySection, SftSection
+from prefloop.interfaces import InputError
+
+
+class Experiment(Section):
+    """One experiment: everything the loop reads."""
+
+    name: str = Field(default="experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; its folder in the workspace."""
+    seed: int = Field(default=0, ge=0)
+    """Every random choice follows from this."""
+    model: Model = ModelSection()
+    """The language model everything starts from."""
+    prompts: Source | None = None
+    """Training prompts."""
+    sft: SftSection = SftSection()
+    """Supervised fine-tuning."""
+    reward: RewardSection = RewardSection()
+    """The reward model."""
+    generate: GenerateSection = GenerateSection()
+    """Sampling from the policy."""
+    annotate: AnnotateSection = AnnotateSection()
+    """Judging the samples."""
+    select: SelectSection = SelectSection()
+    """From judgements to pairs."""
+    policy: PolicySection = PolicySection()
+    """Training the policy."""
+    evaluate: EvaluateSection = EvaluateSection()
+    """Measuring the policy."""
+    loop: LoopSection = LoopSection()
+    """The outer loop."""
+    arms: dict[str, dict[str, Any]] = {}
+    """Variants that run after the main one and share what they can: {name: {section.key: value}}."""
+    runtime: RuntimeSection = RuntimeSection()
+    """Devices, processes, batch splitting, logging."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Experiment":
+        if self.needs_prompts and self.prompts is None and self.generate.engine.kind != "recorded":
+            raise ValueError(
+                "prompts: missing; name a file of prompts (or set loop.batches=0 to train on pairs only)"
+            )
+        if (
+            not self.loop.batches
+            and self.evaluate.num_prompts
+            and not (self.evaluate.prompts or self.prompts)
+        ):
+            raise ValueError("evaluate.prompts: missing; name a file, or set evaluate.num_prompts=0")
+        if self.loop.batches and self.generate.engine.kind == "hf" and self.generate.num_completions < 2:
+            raise ValueError(
+                f"generate.num_completions = {self.generate.num_completions}: selection {self.select.rule} needs at least 2"
+            )
+        if self.loop.batches and not self.has_reward_model and self._uses_loop_reward():
+            raise ValueError(
+                "annotate.annotator: reward_model needs a reward model; set reward.model, reward.data, "
+                "or annotate.annotator.model"
+            )
+        if self.reward.seed_prompts and self.annotate.annotator.kind == "reward_model":
+            raise ValueError(
+                "reward.seed_prompts: labels from a reward model cannot train it; use reward.data"
+            )
+        if self.reward.seed_prompts and self.annotate.annotator.kind == "recorded":
+            raise ValueError(
+                "reward.seed_prompts: a recorded annotator cannot judge new samples; use reward.data"
+            )
+        if self.loop.gate.metric == "proxy" and not self.has_reward_model:
+            raise ValueError("loop.gate.metric: proxy needs a reward model")
+        if self.loop.gate.metric == "score" and self.evaluate.scorer is None:
+            raise ValueError("loop.gate.metric: score needs evaluate.scorer")
+        if (
+            self.model.path.startswith("builtin:")
+            and self.loop.batches
+            and self.sft.text is None
+            and self.sft.data is None
+        ):
+            raise ValueError("sft.text: a model from scratch needs text to learn from")
+        own = (self.model.template, self.model.terminator) == ("auto", "auto")
+        if self.model.path.startswith("builtin:") and not own:
+            raise ValueError("model.template: a built-in model has a template and a terminator of its own")
+        return self
+
+    def _uses_loop_reward(self) -> bool:
+        annotator = self.annotate.annotator
+        return annotator.kind == "reward_model" and annotator.model is None
+
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether anything is sampled for training or for the gate."""
+        return bool(self.loop.batches or self.reward.seed_prompts or self.loop.gate.metric != "none")
+
+    @property
+    def has_reward_model(self) -> bool:
+        """Whether the loop has a reward model of its own."""
+        return bool(self.reward.model or self.reward.data or self.reward.seed_prompts)
+
+    @property
+    def evaluator_is_annotator(self) -> bool:
+        """Whether the same scorer both labels and evaluates: fine for cost curves, unsafe as the only metric."""
+        return self.evaluate.scorer is not None and self.evaluate.scorer == self.annotate.annotator
+
+    def arm(self, name: str) -> "Experiment":
+        """The experiment with the overrides of one arm. Raises InputError for unknown keys."""
+        overrides = [(key, value) for key, value in self.arms[name].items()]
+        data = self.model_dump(exclude={"arms"}, exclude_unset=True)
+        for key, value in overrides:
+            _set(data, key, value, where=f"arms.{name}")
+        return _parse(data, where=f"arms.{name}")
+
+
+MAIN_ARM = "main"
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> Experiment:
+    """Reads an experiment. Overrides are `section.key=value` with YAML values. Raises InputError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the experiment: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a UTF-8 text file; an experiment is YAML") from error
+    return parse(text, overrides, where=str(path))
+
+
+def parse(text: str, overrides: Iterable[str] = (), *, where: str) -> Experiment:
+    """Reads an experiment from YAML text; `where` names it in errors."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: broken YAML: {error}") from error
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: an experiment is a YAML mapping, not {type(data).__name__}")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise InputError(
+                f"{override!r}: an override looks like section.key=value, for instance loop.batches=3"
+            )
+        try:
+            _set(data, key, yaml.safe_load(value), where="override")
+        except yaml.YAMLError as error:
+            raise InputError(f"{override!r}: broken YAML value: {error}") from error
+    experiment = _parse(data, where=where)
+    for arm in experiment.arms:
+        if arm == MAIN_ARM:
+            raise InputError(f"{where}: arms.{arm}: the name {MAIN_ARM!r} belongs to the experiment itself")
+        experiment.arm(arm)
+    return experiment
+
+
+def keys() -> list[str]:
+    """Every dotted config key, sections included, in the order of the documentation."""
+    return list(_walk(Experiment, ""))
+
+
+def hashed(section: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a section as they enter an artefact's key.
+
+    All values are hashed, defaults too, so that a changed default never reuses old artefacts. A key added later is
+    declared with `json_schema_extra={"inert": value}`, the value that means "as before this key existed"; it is left out
+    while it has that value, so that adding it keeps old artefacts valid. Keys marked NOT_HASHED are left out.
+    """
+    if not isinstance(section, BaseModel):
+        return dict(section)
+    values: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and (
+            extra.get("hashed") is False or ("inert" in extra and extra["inert"] == value)
+        ):
+            continue
+        values[name] = _plain(value)
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return hashed(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _set(data: dict[str, Any], dotted: str, value: Any, *, where: str) -> None:
+    *path, last = dotted.split(".")
+    for name in path:
+        inner = data.get(name)
+        if isinstance(
+            inner, str
+        ):  # a shorthand string being refined: `prompts=x.jsonl` then `prompts.limit=3`
+            inner = {"path": inner}
+        elif inner is None:
+            inner = {}
+        elif not isinstance(inner, dict):
+            raise InputError(f"{where}: {dotted}: {name} is not a section")
+        data[name] = dict(inner)
+        data = data[name]
+    data[last] = value
+
+
+def _parse(data: dict[str, Any], *, where: str) -> Experiment:
+    try:
+        return Experiment.model_validate(data)
+    except ValidationError as error:
+        raise InputError("\n".join(f"{where}: {_explain(detail)}" for detail in error.errors())) from error
+
+
+def _explain(detail: Any) -> str:
+    location = [str(part) for part in detail["loc"]]
+    known = keys()
+    # pydantic puts the tag of a union member into the location; a key path has no such part
+    names = {name for one in known for name in one.split(".")}
+    unknown = location[-1:] if detail["type"] == "extra_forbidden" else []
+    key = ".".join(part for part in location if part in names or [part] == unknown)
+    if detail["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+        parent = key.rpartition(".")[0]
+        siblings = [name for name in known if name.rpartition(".")[0] == parent]
+        hint = f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(siblings) or 'nothing'}"
+        return f"{key}: unknown key; {hint}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if not location:
+        return message
+    return (
+        f"{key} = {detail['input']!r}: {message}" if detail["type"] != "value_error" else f"{key}: {message}"
+    )
+
+
+def _walk(section: type[BaseModel], prefix: str) -> Iterable[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        seen: set[str] = set()
+        for inner in sections_in(field.annotation):
+            for key in _walk(inner, f"{prefix}{name}."):
+                if key not in seen:
+                    seen.add(key)
+                    yield key
+
+
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """The config sections that a field's annotation may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    found: list[type[Section]] = []
+    for inner in getattr(annotation, "__args__", ()):
+        found += sections_in(inner)
+    return found

@@ -1,0 +1,85 @@
+"""The outer loop: its batches, the gate, and how policies are measured."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from prefloop.config.annotate import GoldScorer
+from prefloop.config.section import Section
+from prefloop.config.source import Source
+
+
+class EvaluateSection(Section):
+    """Measuring policies on prompts that were never trained on."""
+
+    prompts: Source | None = None
+    """Evaluation prompts; left out, `num_prompts` are held out of the training prompts."""
+    num_prompts: int = Field(default=128, ge=0)
+    """How many prompts; 0 switches evaluation off."""
+    scorer: GoldScorer | None = None
+    """The evaluator: a held-out scorer that is not the annotator. Left out, only the proxy and text statistics count."""
+    second_scorer: GoldScorer | None = None
+    """A differently built scorer that exposes shortcuts."""
+    num_completions: int = Field(default=1, ge=1)
+    """Samples per evaluation prompt."""
+    temperature: float = Field(default=1.0, ge=0)
+    """0 evaluates greedy answers."""
+    num_samples_shown: int = Field(default=8, ge=0)
+    """Samples kept side by side in the report."""
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    """Level of the intervals."""
+    resamples: int = Field(default=10_000, ge=100)
+    """Bootstrap resamples over prompts."""
+
+
+class GateSection(Section):
+    """Whether a new policy replaces the old one; a rejected one is rolled back."""
+
+    metric: Literal["none", "proxy", "score"] = "none"
+    """`proxy`: the refreshed reward model; `score`: `evaluate.scorer`. Measured on prompts held out for the gate only."""
+    num_prompts: int = Field(default=64, ge=2)
+    """Prompts held out for the gate, disjoint from training and evaluation."""
+    max_kl: float | None = Field(default=None, gt=0)
+    """A policy farther than this from the SFT policy, in nats per completion, is rejected."""
+
+
+class LoopSection(Section):
+    """The outer loop, and the one knob from offline to online."""
+
+    batches: int = Field(default=3, ge=0)
+    """Label batches in the whole run; 0 trains on `policy.offline_data` alone."""
+    prompts_per_batch: int = Field(default=128, ge=1)
+    """Prompts in one label batch."""
+    refresh_every: int | Literal["never"] = 1
+    """Label batches between refreshes of the policy that samples: 1 is online, `never` is offline."""
+    reward_refresh_every: int | Literal["never"] = 1
+    """Policy refreshes between refreshes of the reward model."""
+    max_labels: int | None = Field(default=None, ge=1)
+    """Stop exactly after this many labels, those for the first reward model included."""
+    max_staleness: int | None = Field(default=None, ge=0)
+    """With accumulated data: drop (and count) samples from policies more than this many refreshes old."""
+    gate: GateSection = GateSection()
+    """Whether a new policy must earn its place."""
+
+    @model_validator(mode="after")
+    def _positive(self) -> "LoopSection":
+        for key in ("refresh_every", "reward_refresh_every"):
+            if isinstance(value := getattr(self, key), int) and value < 1:
+                raise ValueError(f"{key} must be at least 1 or 'never'")
+        return self
+
+    @property
+    def iterations(self) -> int:
+        """How often the policy is trained."""
+        if not self.batches:
+            return 0
+        return 1 if self.refresh_every == "never" else -(-self.batches // self.refresh_every)
+
+    def batches_of(self, iteration: int) -> range:
+        """The label batches that iteration `iteration` (from 0) collects."""
+        every = self.batches if self.refresh_every == "never" else self.refresh_every
+        return range(iteration * every, min((iteration + 1) * every, self.batches))
+
+    def refreshes_reward_after(self, iteration: int) -> bool:
+        """Whether the reward model is retrained after this iteration."""
+        return self.reward_refresh_every != "never" and (iteration + 1) % self.reward_refresh_every == 0

@@ -1,0 +1,32 @@
+"""Where and how things run."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from prefloop.config.section import Section
+
+
+class RuntimeSection(Section):
+    """Where and how things run. Must not change results, so nothing here is part of an artefact's key."""
+
+    workspace: str = "workspace"
+    """Folder of all artefacts and runs."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where models run."""
+    num_processes: int = Field(default=1, ge=1)
+    """Training processes on this machine (data parallel)."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads; 0 leaves the choice to torch."""
+    microbatch_tokens: int = Field(default=8192, ge=1)
+    """Tokens in one forward and backward pass; the optimiser's batch is cut into as many as needed."""
+    generation_rows: int = Field(default=256, ge=1)
+    """Completions sampled side by side."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation asked of transformers."""
+    save_every_steps: int = Field(default=50, ge=1)
+    """Optimiser steps between checkpoints inside a training stage."""
+    trackers: list[Literal["wandb", "tensorboard", "trackio"]] = []
+    """Where metrics go besides metrics.jsonl."""
