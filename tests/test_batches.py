@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prefloop.batches import PLAIN_TEMPLATE, Codec, Row, collate, cut, microbatches, resolve_template
+from prefloop.batches import PLAIN_TEMPLATE, Codec, TokenGroup, collate, cut, microbatches, resolve_template
 from prefloop.interfaces import InputError
 from prefloop.modeling import load_codec, load_tokenizer
 from prefloop.records import Completion, Message
@@ -95,37 +95,64 @@ def test_templates_come_from_the_tokenizer_a_file_a_string_or_are_plain(tiny_mod
 
 
 @pytest.mark.parametrize(
-    ("truncation", "max_length", "max_prompt_length", "expected"),
+    ("truncation", "max_length", "expected"),
     [
-        ("keep_end", 20, 4, ((0, 1, 2, 3, 4, 5), (10, 11, 12, 13), False)),  # fits: nothing is cut
-        ("keep_end", 8, 4, ((2, 3, 4, 5), (10, 11, 12, 13), True)),
-        ("keep_start", 8, 4, ((0, 1, 2, 3), (10, 11, 12, 13), True)),
-        ("keep_end", 6, 4, ((2, 3, 4, 5), (10, 11), True)),  # then the completion's end
+        ("keep_end", 20, ((0, 1, 2, 3, 4, 5), ((10, 11, 12, 13), (20,)), 0)),  # fits: nothing is cut
+        ("keep_end", 8, ((2, 3, 4, 5), ((10, 11, 12, 13), (20,)), 2)),  # one prompt for both
+        ("keep_start", 8, ((0, 1, 2, 3), ((10, 11, 12, 13), (20,)), 2)),
+        ("keep_end", 6, ((2, 3, 4, 5), ((10, 11), (20,)), 2)),  # then the end of what is still too long
     ],
 )
-def test_too_long_rows_lose_prompt_first_then_the_end_of_the_completion(
-    truncation, max_length, max_prompt_length, expected
-):
-    row = Row(tuple(range(6)), (10, 11, 12, 13))
-    short, was_cut = cut(
-        row, max_length=max_length, max_prompt_length=max_prompt_length, truncation=truncation
-    )
-    assert (short.prompt_ids, short.completion_ids, was_cut) == expected
+def test_too_long_groups_lose_prompt_first_then_the_end_of_completions(truncation, max_length, expected):
+    group = TokenGroup(tuple(range(6)), ((10, 11, 12, 13), (20,)))
+    short, changed = cut(group, max_length=max_length, max_prompt_length=4, truncation=truncation)
+    assert (short.prompt_ids, short.completions, changed) == expected
 
 
-def test_only_completion_tokens_count():
-    batch = collate(
-        [Row((1, 2), (3, 4)), Row((5,), (6, 7, 8), ignored=(1,))], pad_id=0, device=torch.device("cpu")
+GROUPS = [TokenGroup((1, 2), ((3, 4), (5,))), TokenGroup((6,), ((7, 8, 9),))]
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_every_completion_token_is_predicted_once_from_the_token_before(share):
+    batch = collate(GROUPS, share=share, pad_id=0, device=torch.device("cpu"))
+    flat = batch.input_ids.flatten()
+    assert batch.targets.tolist() == [3, 4, 5, 7, 8, 9]
+    assert flat[batch.predictors].tolist() == [2, 3, 2, 6, 7, 8]
+    assert flat[batch.ends].tolist() == [4, 5, 9]
+    assert batch.completion_of.tolist() == [0, 0, 1, 2, 2, 2]
+    assert batch.lengths.tolist() == [2, 1, 3]
+    assert batch.summed(torch.ones(6)).tolist() == [2, 1, 3]
+    assert int(batch.real.sum()) == (9 if share else 4 + 3 + 4)
+
+
+def test_a_flat_row_holds_each_prompt_once_and_positions_continue_it():
+    batch = collate(GROUPS, share=True, pad_id=0, device=torch.device("cpu"))
+    assert batch.input_ids[0, :9].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert batch.position_ids[0, :9].tolist() == [0, 1, 2, 3, 2, 0, 1, 2, 3]
+
+
+def test_without_a_prompt_the_first_token_is_not_predicted():
+    batch = collate([TokenGroup((), ((3, 4),))], share=True, pad_id=0, device=torch.device("cpu"))
+    assert (batch.targets.tolist(), batch.ends.tolist()) == ([4], [1])
+
+
+def test_token_counts_of_a_group():
+    group = TokenGroup((1, 2, 3), ((4, 5), (6,)))
+    assert (group.num_tokens, group.num_completion_tokens, group.num_padded_tokens, group.longest) == (
+        6,
+        3,
+        10,
+        5,
     )
-    assert batch.input_ids.shape == (2, 8)
-    assert batch.completion_mask[0].tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
-    assert batch.completion_mask[1].tolist() == [0, 1, 0, 1, 0, 0, 0, 0]
-    assert batch.last.tolist() == [3, 3]
-    assert batch.first_target == 1
 
 
 def test_microbatches_stay_within_their_tokens_and_lose_nothing():
     lengths = [5, 3, 9, 2, 7, 30, 4]
-    groups = list(microbatches(lengths, lambda one: one, max_tokens=20))
-    assert sorted(one for group in groups for one in group) == sorted(lengths)
-    assert all(max(group) * len(group) <= 20 or len(group) == 1 for group in groups)
+    parts = microbatches(lengths, lambda one: one, max_tokens=20)
+    assert sorted(one for part in parts for one in part) == sorted(lengths)
+    assert all(sum(part) <= 20 or len(part) == 1 for part in parts)
+
+
+def test_microbatches_are_of_similar_size():
+    parts = microbatches([10] * 9, lambda one: one, max_tokens=80)
+    assert sorted(map(sum, parts)) == [40, 50]

@@ -2,78 +2,17 @@ import json
 import shutil
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from prefloop.batches import Row, collate
 from prefloop.config import ModelSection
 from prefloop.interfaces import InputError
 from prefloop.modeling import (
-    all_scores,
-    all_sequence_logps,
     import_model,
     load_policy,
     load_reward_model,
     new_reward_model,
     save_model,
-    token_logps,
 )
-
-ROWS = [
-    Row((1, 40, 50, 60), (70, 80, 2)),
-    Row((1, 41), (71, 81, 91, 101, 111, 2)),
-    Row((1, 5, 6, 7, 8, 9), (10,)),
-]
-
-
-def by_hand(model, row: Row) -> float:
-    """Teacher forcing one row without padding, the way a textbook does it."""
-    ids = torch.tensor([[*row.prompt_ids, *row.completion_ids]])
-    logps = model(ids).logits[0].log_softmax(-1)
-    start = len(row.prompt_ids)
-    return sum(float(logps[start + offset - 1, token]) for offset, token in enumerate(row.completion_ids))
-
-
-@torch.no_grad()
-def test_log_probabilities_equal_teacher_forcing_one_row_at_a_time(tiny_model, runtime):
-    model = load_policy(tiny_model, runtime)
-    batched = all_sequence_logps(model, ROWS, pad_id=0, runtime=runtime)
-    assert batched == pytest.approx([by_hand(model, row) for row in ROWS], abs=1e-4)
-
-
-@torch.no_grad()
-def test_padding_and_batch_size_do_not_change_log_probabilities(tiny_model, runtime):
-    model = load_policy(tiny_model, runtime)
-    alone = [all_sequence_logps(model, [row], pad_id=0, runtime=runtime)[0] for row in ROWS]
-    assert all_sequence_logps(model, ROWS, pad_id=0, runtime=runtime) == pytest.approx(alone, abs=1e-5)
-
-
-@torch.no_grad()
-def test_token_logps_are_zero_outside_the_completion(tiny_model, runtime):
-    model = load_policy(tiny_model, runtime)
-    batch = collate(ROWS, pad_id=0, device=torch.device("cpu"))
-    values = token_logps(model, batch)
-    mask = batch.completion_mask[:, batch.first_target :]
-    assert (values[mask == 0] == 0).all()
-    assert (values[mask == 1] < 0).all()
-    assert mask.sum() == sum(len(row.completion_ids) for row in ROWS)
-
-
-def test_a_new_reward_model_scores_everything_zero_and_reads_the_last_token(tiny_model, runtime, tmp_path):
-    model, codec = new_reward_model(tiny_model, runtime)
-    assert all_scores(model, ROWS, pad_id=codec.pad_id, runtime=runtime) == [0.0, 0.0, 0.0]
-    torch.manual_seed(0)
-    torch.nn.init.normal_(model.get_parameter("score.weight"))
-    save_model(model, codec.tokenizer, tmp_path / "reward", dtype="float32")
-    loaded, codec = load_reward_model(tmp_path / "reward", runtime)
-    alone = [all_scores(loaded, [row], pad_id=codec.pad_id, runtime=runtime)[0] for row in ROWS]
-    assert len(set(alone)) == 3
-    # batch of one and batch of many, padded, give the same score
-    assert all_scores(loaded, [*ROWS, *ROWS], pad_id=codec.pad_id, runtime=runtime) == pytest.approx(
-        alone + alone, abs=1e-5
-    )
-    changed = [Row(row.prompt_ids, (*row.completion_ids[:-1], 33)) for row in ROWS]
-    assert all_scores(loaded, changed, pad_id=codec.pad_id, runtime=runtime) != pytest.approx(alone, abs=1e-3)
 
 
 def test_saved_models_open_as_ordinary_transformers_folders(tiny_model, tmp_path, runtime):

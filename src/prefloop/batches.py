@@ -1,10 +1,11 @@
-"""From conversations to token ids to batches.
+"""From conversations to token ids to batches of groups.
 
 One place decides how text becomes tokens: the chat template, exactly one BOS, the terminator exactly once. Token ids that
 a sampler emitted are used as they are. Knows nothing about losses.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,12 +14,15 @@ import jinja2
 import torch
 from torch import Tensor
 
+from prefloop.attention import NO_BRANCH, STEPS_PER_OCTAVE, Layout, lay_out, rounded
 from prefloop.interfaces import InputError
 from prefloop.records import Completion, Message
 
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-LENGTH_BUCKET = 8
-"""Batch lengths are rounded up to a multiple of this, so that shapes repeat and memory is reused."""
+PADDED_STEP = 8
+"""Least multiple to which padded rows are rounded up."""
+NOTHING = -1
+"""In place of the token before one that nothing precedes."""
 
 Item = TypeVar("Item")
 
@@ -144,83 +148,174 @@ def resolve_template(setting: str, tokenizer: Any) -> str | None:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One sequence to score: a prompt, and the completion whose tokens count."""
+class TokenGroup:
+    """A prompt once and its completions, as token ids: the unit of every forward pass. Plain text is its first token and
+    one completion."""
 
     prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-    ignored: tuple[int, ...] = ()
-    """Positions within the completion that do not count: the later prompts of a packed row."""
+    completions: tuple[tuple[int, ...], ...]
 
     @property
-    def num_counted(self) -> int:
-        """Tokens that carry loss."""
-        return len(self.completion_ids) - len(self.ignored)
+    def num_tokens(self) -> int:
+        """Tokens that are computed when the prompt is shared."""
+        return len(self.prompt_ids) + self.num_completion_tokens
 
     @property
-    def length(self) -> int:
-        """Tokens in all."""
-        return len(self.prompt_ids) + len(self.completion_ids)
+    def num_completion_tokens(self) -> int:
+        """Tokens of all completions."""
+        return sum(map(len, self.completions))
+
+    @property
+    def num_padded_tokens(self) -> int:
+        """Tokens that are computed when each completion is a row of its own, all as long as the longest."""
+        return len(self.completions) * self.longest
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and the longest completion."""
+        return len(self.prompt_ids) + max(map(len, self.completions))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows. A causal model needs no attention mask then: padding comes after everything that counts."""
+    """Groups as the model reads them: one flat row without padding between them, or a padded row for each completion.
+
+    In both forms positions count through all rows, `row * T + column`. C is the number of completions, in the order of the
+    groups; t counts their tokens, without those that nothing precedes.
+    """
 
     input_ids: Tensor
-    """[B, T]"""
-    completion_mask: Tensor
-    """[B, T], 1 where the token is part of the completion."""
-    last: Tensor
-    """[B], position of each row's last real token."""
-    first_target: int
-    """Earliest completion position in the batch; nothing before it needs logits."""
+    """[1, N] flat, or [C, T] padded on the right: a causal model needs no mask then."""
+    position_ids: Tensor
+    """Same shape: where each token stands in its sequence."""
+    layout: Layout | None
+    """Which tokens see which in the flat form."""
+    predictors: Tensor
+    """[t], position of the token before, whose hidden state predicts this one."""
+    targets: Tensor
+    """[t], the tokens themselves."""
+    completion_of: Tensor
+    """[t], number of the completion."""
+    lengths: Tensor
+    """[C], tokens of each completion."""
+    ends: Tensor
+    """[C], position of the last token of each completion."""
+    real: Tensor
+    """Same shape as `input_ids`: True where a token is not padding."""
+
+    def summed(self, values: Tensor) -> Tensor:
+        """Sums [C] over the tokens of each completion, of values [t]."""
+        return values.new_zeros(len(self.lengths)).index_add(0, self.completion_of, values)
 
 
-def cut(row: Row, *, max_length: int, max_prompt_length: int, truncation: str) -> tuple[Row, bool]:
-    """A row that fits, and whether it had to be cut: first the prompt to its allowance, then the completion's end."""
-    if row.length <= max_length:
-        return row, False
-    prompt = row.prompt_ids
+def cut(
+    group: TokenGroup, *, max_length: int, max_prompt_length: int, truncation: str
+) -> tuple[TokenGroup, int]:
+    """A group that fits, and how many of its completions had to be cut.
+
+    Where prompt and longest completion are too long together, the prompt is cut to its allowance, for all completions
+    alike; what is still too long loses its end.
+    """
+    if group.longest <= max_length:
+        return group, 0
+    prompt = group.prompt_ids
     if len(prompt) > max_prompt_length:
         prompt = prompt[-max_prompt_length:] if truncation == "keep_end" else prompt[:max_prompt_length]
     room = max(max_length - len(prompt), 0)
-    return Row(prompt, row.completion_ids[:room], tuple(one for one in row.ignored if one < room)), True
+    changed = sum(len(prompt) < len(group.prompt_ids) or len(one) > room for one in group.completions)
+    return TokenGroup(prompt, tuple(one[:room] for one in group.completions)), changed
 
 
-def collate(rows: Sequence[Row], *, pad_id: int, device: torch.device) -> Batch:
-    """Pads rows to one rounded length."""
-    longest = max(row.length for row in rows)
-    width = -(-longest // LENGTH_BUCKET) * LENGTH_BUCKET
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.float32)
-    for index, row in enumerate(rows):
-        ids[index, : row.length] = torch.tensor([*row.prompt_ids, *row.completion_ids], dtype=torch.long)
-        mask[index, len(row.prompt_ids) : row.length] = 1.0
-        mask[index, [len(row.prompt_ids) + one for one in row.ignored]] = 0.0
-    last = torch.tensor([row.length - 1 for row in rows])
-    first = min(len(row.prompt_ids) for row in rows)
-    return Batch(ids.to(device), mask.to(device), last.to(device), first)
+def collate(groups: Sequence[TokenGroup], *, share: bool, pad_id: int, device: torch.device) -> Batch:
+    """Groups as a flat row in which prompts are shared, or as padded rows."""
+    return _flat(groups, pad_id, device) if share else _padded(groups, pad_id, device)
+
+
+def _flat(groups: Sequence[TokenGroup], pad_id: int, device: torch.device) -> Batch:
+    layout = lay_out(
+        [len(one.prompt_ids) for one in groups],
+        [[len(ids) for ids in one.completions] for one in groups],
+        device,
+    )
+    ids: list[int] = []
+    starts: list[tuple[int, int]] = []  # the first token of each completion, and the token before it
+    for group in groups:
+        ids += group.prompt_ids
+        before = len(ids) - 1 if group.prompt_ids else NOTHING
+        for completion in group.completions:
+            starts.append((len(ids), before))
+            ids += completion
+    real = layout.branches != NO_BRANCH
+    ids += [pad_id] * (len(real) - len(ids))
+    return _batch([ids], layout.positions.unsqueeze(0), layout, starts, groups, real.unsqueeze(0), device)
+
+
+def _padded(groups: Sequence[TokenGroup], pad_id: int, device: torch.device) -> Batch:
+    width = rounded(max(one.longest for one in groups), PADDED_STEP, STEPS_PER_OCTAVE[1])
+    rows = [[*group.prompt_ids, *completion] for group in groups for completion in group.completions]
+    prompts = [len(group.prompt_ids) for group in groups for _ in group.completions]
+    starts = [
+        (number * width + prompt, number * width + prompt - 1 if prompt else NOTHING)
+        for number, prompt in enumerate(prompts)
+    ]
+    positions = torch.arange(width, device=device).expand(len(rows), width)
+    real = positions < torch.tensor([[len(row)] for row in rows], device=device)
+    padded = [[*row, *[pad_id] * (width - len(row))] for row in rows]
+    return _batch(padded, positions, None, starts, groups, real, device)
+
+
+def _batch(
+    rows: list[list[int]],
+    positions: Tensor,
+    layout: Layout | None,
+    starts: Sequence[tuple[int, int]],
+    groups: Sequence[TokenGroup],
+    real: Tensor,
+    device: torch.device,
+) -> Batch:
+    """The batch, with what follows from where each completion starts."""
+    lengths = torch.tensor([len(ids) for group in groups for ids in group.completions])
+    first, before = torch.tensor(starts).unbind(1)
+    completion_of = torch.arange(len(lengths)).repeat_interleave(lengths)
+    within = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+    positions_of = first[completion_of] + within
+    predictors = torch.where(within == 0, before[completion_of], positions_of - 1)
+    predicted = predictors != NOTHING
+    input_ids = torch.tensor(rows)
+    return Batch(
+        input_ids.to(device),
+        positions,
+        layout,
+        predictors[predicted].to(device),
+        input_ids.flatten()[positions_of[predicted]].to(device),
+        completion_of[predicted].to(device),
+        lengths.to(device),
+        (first + lengths - 1).to(device),
+        real,
+    )
 
 
 def microbatches(
-    items: Sequence[Item], length: Callable[[Item], int], *, max_tokens: int, sequences: int = 1
-) -> Iterator[list[Item]]:
-    """Cuts items into groups whose padded size stays within `max_tokens`; an item alone may exceed it.
+    items: Sequence[Item], tokens: Callable[[Item], int], *, max_tokens: int
+) -> list[list[Item]]:
+    """Cuts items into as few parts of similar size as stay within `max_tokens`; an item alone may exceed it.
 
     Items are grouped by similar length; the order within a step does not matter because losses are summed.
     """
-    group: list[Item] = []
-    widest = 0
-    for item in sorted(items, key=length):
-        grown = max(widest, length(item))
-        if group and grown * (len(group) + 1) * sequences > max_tokens:
-            yield group
-            group, grown = [], length(item)
-        group.append(item)
-        widest = grown
-    if group:
-        yield group
+    ordered = sorted(items, key=tokens)
+    left = sum(map(tokens, ordered))
+    parts: list[list[Item]] = []
+    size = 0
+    fair = 0.0
+    for item in ordered:
+        if not parts or size + tokens(item) > max_tokens or size >= fair:
+            fair = left / math.ceil(left / max_tokens)
+            parts.append([])
+            size = 0
+        parts[-1].append(item)
+        size += tokens(item)
+        left -= tokens(item)
+    return parts
 
 
 def check_tokenizer_has_distinct_pad(tokenizer: Any, name: str) -> None:

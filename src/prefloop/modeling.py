@@ -1,4 +1,4 @@
-"""Policies, references and reward models as ordinary transformers folders, and their log-probabilities and scores.
+"""Policies, references and reward models as ordinary transformers folders.
 
 Everything that loads, makes or saves a model is here. A saved folder carries its chat template, terminator and pad token,
 so that `AutoModelForCausalLM.from_pretrained` and inference servers open it as it is. Knows nothing about training.
@@ -9,14 +9,14 @@ import ctypes
 import logging
 import platform
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,15 +30,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from prefloop.batches import (
-    Batch,
-    Codec,
-    Row,
-    check_tokenizer_has_distinct_pad,
-    collate,
-    microbatches,
-    resolve_template,
-)
+from prefloop.batches import Codec, check_tokenizer_has_distinct_pad, resolve_template
 from prefloop.config import ModelSection, RuntimeSection
 from prefloop.interfaces import InputError, Unavailable
 
@@ -83,6 +75,11 @@ def device_of(runtime: RuntimeSection) -> torch.device:
             f"runtime.device = {runtime.device}: no such device here; `prefloop doctor` shows what there is"
         )
     return torch.device(runtime.device)
+
+
+def stock_attention(runtime: RuntimeSection) -> str:
+    """The attention asked of transformers when a model is loaded; prompt sharing takes over where groups are read."""
+    return "sdpa" if runtime.attention == "flex" else runtime.attention
 
 
 def on_device(model: PreTrainedModel, runtime: RuntimeSection) -> PreTrainedModel:
@@ -181,7 +178,7 @@ def load_policy(
             path,
             revision=revision,
             dtype=torch.float32,
-            attn_implementation=runtime.attention,
+            attn_implementation=stock_attention(runtime),
             trust_remote_code=trust_remote_code,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
@@ -205,7 +202,7 @@ def load_reward_model(path: Path | str, runtime: RuntimeSection) -> tuple[PreTra
         loaded = AutoModelForSequenceClassification.from_pretrained(
             path,
             dtype=torch.float32,
-            attn_implementation=runtime.attention,
+            attn_implementation=stock_attention(runtime),
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
@@ -314,7 +311,7 @@ def new_reward_model(trunk: Path | str, runtime: RuntimeSection) -> tuple[PreTra
             trunk,
             num_labels=1,
             dtype=torch.float32,
-            attn_implementation=runtime.attention,
+            attn_implementation=stock_attention(runtime),
             pad_token_id=tokenizer.pad_token_id,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
@@ -336,57 +333,3 @@ def save_model(
     nn.Module.to(model, getattr(torch, dtype))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-# --- log-probabilities and scores ------------------------------------------------------------------------------------
-
-
-def token_logps(model: nn.Module, batch: Batch) -> Tensor:
-    """Log-probability of every completion token, float32 [B, T - f + 1] with 0 elsewhere; f = batch.first_target.
-
-    Column j belongs to the token at position f + j; the mask is `completion_mask[:, f:]`.
-    """
-    width = batch.input_ids.shape[1] - batch.first_target
-    logits = model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=width + 1).logits
-    logits = logits[:, :-1].float()  # [B, width, V]; position t predicts token t + 1
-    targets = batch.input_ids[:, batch.first_target :]  # [B, width]
-    logps = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-    return logps * batch.completion_mask[:, batch.first_target :]
-
-
-def sequence_scores(model: nn.Module, batch: Batch) -> Tensor:
-    """The reward model's score at the last real token of each row, float32 [B]."""
-    return model(input_ids=batch.input_ids, use_cache=False).logits[:, 0].float()
-
-
-def all_sequence_logps(
-    model: PreTrainedModel, rows: Sequence[Row], *, pad_id: int, runtime: RuntimeSection
-) -> list[float]:
-    """Summed completion log-probabilities of each row, in the order given."""
-    return _of_each(rows, lambda batch: token_logps(model, batch).sum(-1), model.device, pad_id, runtime)
-
-
-def all_scores(
-    model: PreTrainedModel, rows: Sequence[Row], *, pad_id: int, runtime: RuntimeSection
-) -> list[float]:
-    """The reward model's score of each row, in the order given."""
-    return _of_each(rows, lambda batch: sequence_scores(model, batch), model.device, pad_id, runtime)
-
-
-@torch.inference_mode()
-def _of_each(
-    rows: Sequence[Row],
-    measure: Callable[[Batch], Tensor],
-    device: torch.device,
-    pad_id: int,
-    runtime: RuntimeSection,
-) -> list[float]:
-    """One value a row, computed in batches of similar length."""
-    results = [0.0] * len(rows)
-    for indices in microbatches(
-        range(len(rows)), lambda i: rows[i].length, max_tokens=runtime.microbatch_tokens
-    ):
-        batch = collate([rows[index] for index in indices], pad_id=pad_id, device=device)
-        for index, value in zip(indices, measure(batch).tolist(), strict=True):
-            results[index] = value
-    return results

@@ -1,6 +1,8 @@
 """SFT, reward and policy training on a tiny model: what carries loss, what moves, what is stored."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,16 +10,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from prefloop import tales
-from prefloop.batches import Row
+from prefloop.batches import TokenGroup
 from prefloop.config import PolicySection, RewardSection, RuntimeSection, SftSection
+from prefloop.forward import LogpsModule, all_sequence_logps
 from prefloop.interfaces import InputError, no_progress
 from prefloop.launch import run_job
 from prefloop.losses import PairLogps, dpo_loss
-from prefloop.modeling import all_sequence_logps, load_codec, load_policy, load_reward_model
+from prefloop.modeling import load_codec, load_policy, load_reward_model
 from prefloop.records import Demonstration, Message, PreferencePair, Prompt, file_completion
-from prefloop.train.preference import PairRows, PolicyJob, encode_pairs, pairs_loss, train_policy
-from prefloop.train.reward import RewardJob, fit_reward_row, train_reward
-from prefloop.train.sft import SftJob, draw_texts, encode, pack, train_sft
+from prefloop.train.preference import PolicyJob, encode_pairs, groups_loss, train_policy
+from prefloop.train.reward import RewardJob, fit_reward_group, train_reward
+from prefloop.train.sft import SftJob, draw_texts, encode, train_sft
 
 
 def pair(number: int, chosen: str, rejected: str) -> PreferencePair:
@@ -64,15 +67,13 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 def test_the_policy_learns_to_prefer_the_chosen(tiny_model, tmp_path, kind):
     train_policy(policy_job(tiny_model, tmp_path, objective={"kind": kind}), no_progress)
     codec = load_codec(tiny_model)
-    rows, _ = encode_pairs(PAIRS, codec, PolicySection())
+    groups, _ = encode_pairs(PAIRS, codec, PolicySection())
     runtime = RuntimeSection(device="cpu")
 
     def chosen_minus_rejected(folder):
-        model = load_policy(folder, runtime)
-        logps = all_sequence_logps(
-            model, [side for one in rows for side in one[:2]], pad_id=codec.pad_id, runtime=runtime
-        )
-        return sum(logps[::2]) - sum(logps[1::2])
+        module = LogpsModule(load_policy(folder, runtime), pad_id=codec.pad_id, runtime=runtime)
+        logps = all_sequence_logps(module, [one.tokens for one in groups], runtime)
+        return sum(chosen - rejected for chosen, rejected in logps)
 
     assert chosen_minus_rejected(tmp_path / "model") > chosen_minus_rejected(tiny_model) + 1
 
@@ -124,37 +125,53 @@ def test_adapters_train_fewer_weights_and_are_merged_into_an_ordinary_folder(tin
     assert not list((tmp_path / "model").glob("adapter*"))
 
 
-def test_the_reference_is_computed_once_and_reused(tiny_model, tmp_path):
+def test_the_reference_is_computed_once_and_reused(tiny_model, tmp_path, monkeypatch):
     from prefloop.train import preference
 
-    job = policy_job(tiny_model, tmp_path)
-    rows, _ = encode_pairs(PAIRS, load_codec(tiny_model), job.options)
-    invented = [-1.0] * (2 * len(PAIRS))
-    (tmp_path / preference.REFERENCE_LOGPS).write_text(json.dumps(invented))
-    train_policy(job, no_progress)
-    assert metrics(tmp_path)[0]["train/reward_chosen"] == pytest.approx(
-        0.1 * (metrics(tmp_path)[0]["train/chosen_logps"] + 1), abs=1e-5
+    loaded = []
+
+    def counting(path, runtime):
+        loaded.append(Path(path))
+        return load_policy(path, runtime)
+
+    monkeypatch.setattr(preference, "load_policy", counting)
+    kept = tmp_path / "logps"
+    reference = tmp_path / "reference"
+    shutil.copytree(tiny_model, reference)
+    for name, pairs in {"one": PAIRS[:4], "more": PAIRS, "same": PAIRS[2:]}.items():
+        job = policy_job(tiny_model, tmp_path / name, reference=reference, pairs=pairs)
+        train_policy(replace(job, reference_logps=kept), no_progress)
+    assert [one for one in loaded if one == reference] == [
+        reference
+    ] * 2  # for four pairs, for four more, and never again
+    alone = policy_job(tiny_model, tmp_path / "alone", reference=reference, pairs=PAIRS[2:])
+    train_policy(alone, no_progress)
+    assert metrics(tmp_path / "alone")[0]["train/loss"] == pytest.approx(
+        metrics(tmp_path / "same")[0]["train/loss"], abs=1e-6
     )
-    assert len(rows) == len(PAIRS)
 
 
 def test_pair_loss_is_the_formula_on_summed_token_log_probabilities(tiny_model):
-    model, codec = load_policy(tiny_model, RuntimeSection(device="cpu")), load_codec(tiny_model)
-    (chosen, rejected, weight), *_ = encode_pairs(PAIRS, codec, PolicySection())[0]
-    item = PairRows(chosen, rejected, weight, -30.0, -35.0)
-    with torch.no_grad():
-        loss, found = pairs_loss(model, [item], PolicySection(), pad_id=codec.pad_id)
-    logps = all_sequence_logps(
-        model, [chosen, rejected], pad_id=codec.pad_id, runtime=RuntimeSection(device="cpu")
+    runtime = RuntimeSection(device="cpu")
+    codec = load_codec(tiny_model)
+    module = LogpsModule(load_policy(tiny_model, runtime), pad_id=codec.pad_id, runtime=runtime)
+    group = encode_pairs(PAIRS, codec, PolicySection())[0][0]
+    spread = tuple(
+        torch.full((len(ids),), total / len(ids))
+        for ids, total in zip(group.tokens.completions, (-30.0, -35.0), strict=True)
     )
+    item = replace(group, reference=spread)
+    with torch.no_grad():
+        loss, found = groups_loss(module, [item], PolicySection(), module)
+    ((chosen, rejected),) = all_sequence_logps(module, [group.tokens], runtime)
     one = torch.ones(1)
     expected = dpo_loss(
-        PairLogps(logps[0] * one, logps[1] * one, -30 * one, -35 * one, one, one),
+        PairLogps(chosen * one, rejected * one, -30 * one, -35 * one, one, one),
         beta=0.1,
         label_smoothing=0.0,
     )
     torch.testing.assert_close(loss, expected.sum(), rtol=0, atol=1e-4)
-    assert float(found["margin"]) == pytest.approx(0.1 * (logps[0] + 30 - logps[1] - 35), abs=1e-4)
+    assert float(found["margin"]) == pytest.approx(0.1 * (chosen + 30 - rejected - 35), abs=1e-4)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_master_weights(tiny_model):
@@ -205,10 +222,10 @@ def test_a_reward_model_learns_to_score_the_chosen_higher(tiny_model, tmp_path):
 
 
 def test_reward_rows_are_cut_on_the_left():
-    row = Row((1, 2, 3, 4), (5, 6, 7))
-    assert fit_reward_row(row, 5) == (Row((3, 4), (5, 6, 7)), True)
-    assert fit_reward_row(row, 2) == (Row((), (6, 7)), True)
-    assert fit_reward_row(row, 7) == (row, False)
+    group = TokenGroup((1, 2, 3, 4), ((5, 6, 7), (8,)))
+    assert fit_reward_group(group, 5) == (TokenGroup((3, 4), ((5, 6, 7), (8,))), 2)
+    assert fit_reward_group(group, 2) == (TokenGroup((), ((6, 7), (8,))), 2)
+    assert fit_reward_group(group, 7) == (group, 0)
 
 
 # --- supervised fine-tuning ------------------------------------------------------------------------------------------
@@ -228,18 +245,12 @@ TWO_TURNS = Demonstration.of(
 def test_only_the_last_answer_and_its_terminator_carry_loss(tiny_model):
     codec = load_codec(tiny_model)
     (row,), _ = encode([TWO_TURNS], [], codec, SftSection())
-    assert codec.decode(row.completion_ids) == "She went home alone."
-    assert row.completion_ids[-1] == codec.terminator_id
+    (answer,) = row.completions
+    assert codec.decode(answer) == "She went home alone."
+    assert answer[-1] == codec.terminator_id
     assert "And then?" in codec.tokenizer.decode(list(row.prompt_ids))
     (everything,), _ = encode([TWO_TURNS], [], codec, SftSection(loss_on="all"))
-    assert everything.num_counted == row.length - 1
-
-
-def test_packing_joins_rows_and_keeps_prompts_without_loss():
-    rows = [Row((1, 2), (3, 4)), Row((5,), (6, 7)), Row((8, 9), (10,))]
-    packed = pack(rows, 8)
-    assert packed == [Row((1, 2), (3, 4, 5, 6, 7), (2,)), Row((8, 9), (10,))]
-    assert sum(row.num_counted for row in packed) == sum(row.num_counted for row in rows)
+    assert everything.num_completion_tokens == row.num_tokens - 1
 
 
 def test_text_makes_up_its_share_of_the_rows():
@@ -254,7 +265,7 @@ def test_fine_tuning_lowers_the_loss_and_stops_where_it_should(tiny_model, tmp_p
         start=tiny_model,
         demonstrations=tuple(tales.demonstrations()[:64]),
         texts=(),
-        options=SftSection(learning_rate=3e-3, batch_size=4, epochs=5, packing=True, max_length=256),
+        options=SftSection(learning_rate=3e-3, batch_size=4, epochs=5, max_length=256),
         dtype="float32",
         seed=0,
         runtime=RuntimeSection(device="cpu"),
@@ -262,6 +273,6 @@ def test_fine_tuning_lowers_the_loss_and_stops_where_it_should(tiny_model, tmp_p
     )
     stats = train_sft(job, no_progress)
     assert stats["loss_last"] < 0.8 * stats["loss_first"]
-    assert stats["num_rows"] < 64
+    assert stats["num_rows"] == 64
     codec = load_codec(tmp_path / "model")
     assert codec.tokenizer.chat_template == load_codec(tiny_model).tokenizer.chat_template

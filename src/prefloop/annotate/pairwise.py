@@ -3,16 +3,16 @@
 p = p(A) / (p(A) + p(B)), averaged over both orders, so that p(a, b) = 1 - p(b, a) exactly.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefloop.batches import Batch, Codec, Row, collate, microbatches
+from prefloop.batches import Codec, TokenGroup
 from prefloop.config import PairwiseAnnotator, RuntimeSection
+from prefloop.forward import LogpsModule, all_sequence_logps
 from prefloop.interfaces import InputError, PairTask
 from prefloop.modeling import load_policy, load_tokenizer
 from prefloop.records import Comparison, Completion, Message, Prompt, Refusal
@@ -38,7 +38,7 @@ class PairwiseComparer:
         if missing:
             raise InputError(f"pairwise template: lacks {', '.join(f'{{{place}}}' for place in missing)}")
         self.name = name
-        self.model = model
+        self.module = LogpsModule(model, pad_id=codec.pad_id, runtime=runtime)
         self.codec = codec
         self.template = template
         self.runtime = runtime
@@ -51,14 +51,20 @@ class PairwiseComparer:
         while chunk := list(islice(remaining, TASKS_AT_ONCE)):
             yield from self._compare(chunk)
 
+    def p_shown(self, tasks: Sequence[PairTask]) -> list[tuple[float, float] | None]:
+        """P(the one shown first is better) for a shown first, then for b; None where a task does not fit the model."""
+        questions = [one for task in tasks for one in self._both_orders(task)]
+        fits = [self._max_length is None or one.longest <= self._max_length for one in questions]
+        values = iter(self._p_first([one for one, fit in zip(questions, fits, strict=True) if fit]))
+        shown = [next(values) if fit else None for fit in fits]
+        return [
+            None if p_ab is None or p_ba is None else (p_ab, p_ba)
+            for p_ab, p_ba in zip(shown[::2], shown[1::2], strict=True)
+        ]
+
     def _compare(self, tasks: Sequence[PairTask]) -> Iterator[Comparison | Refusal]:
-        rows = [row for task in tasks for row in self._both_orders(task)]
-        fits = [self._max_length is None or row.length <= self._max_length for row in rows]
-        p_first = self._p_first([row for row, fit in zip(rows, fits, strict=True) if fit])
-        values = iter(p_first)
-        p_shown = [next(values) if fit else None for fit in fits]
-        for task, p_ab, p_ba in zip(tasks, p_shown[::2], p_shown[1::2], strict=True):
-            if p_ab is None or p_ba is None:
+        for task, shown in zip(tasks, self.p_shown(tasks), strict=True):
+            if shown is None:
                 yield Refusal(
                     prompt_id=task.prompt.id,
                     completion_ids=(task.a.id, task.b.id),
@@ -71,39 +77,27 @@ class PairwiseComparer:
                 prompt_id=task.prompt.id,
                 a=task.a.id,
                 b=task.b.id,
-                p_a=both_orders(p_ab, p_ba),
+                p_a=both_orders(*shown),
                 annotator=self.name,
                 presented="both",
                 labels=LABELS_PER_TASK,
             )
 
-    def _both_orders(self, task: PairTask) -> tuple[Row, Row]:
-        return self._row(task.prompt, task.a, task.b), self._row(task.prompt, task.b, task.a)
+    def _both_orders(self, task: PairTask) -> tuple[TokenGroup, TokenGroup]:
+        return self._question(task.prompt, task.a, task.b), self._question(task.prompt, task.b, task.a)
 
-    def _row(self, prompt: Prompt, first: Completion, second: Completion) -> Row:
+    def _question(self, prompt: Prompt, first: Completion, second: Completion) -> TokenGroup:
+        """The question, and its two answers as completions."""
         texts = {"context": conversation_text(prompt.messages), "a": first.text, "b": second.text}
         # one pass, so that a text that holds {b} stays as it is
         question = PLACE.sub(lambda match: texts[match[1]], self.template)
-        return Row(tuple(self.codec.prompt_ids((Message(role="user", content=question),))), ())
+        ids = self.codec.prompt_ids((Message(role="user", content=question),))
+        return TokenGroup(tuple(ids), tuple((letter,) for letter in self._letter_ids))
 
-    @torch.inference_mode()
-    def _p_first(self, rows: Sequence[Row]) -> list[float]:
-        """The probability of A against B after each row, in the order given."""
-        results = [0.0] * len(rows)
-        for indices in microbatches(
-            range(len(rows)), lambda i: rows[i].length, max_tokens=self.runtime.microbatch_tokens
-        ):
-            batch = collate([rows[i] for i in indices], pad_id=self.codec.pad_id, device=self.model.device)
-            logits = self._last_logits(batch)[:, list(self._letter_ids)]  # [B, 2]
-            for index, value in zip(indices, logits.softmax(-1)[:, 0].tolist(), strict=True):
-                results[index] = value
-        return results
-
-    def _last_logits(self, batch: Batch) -> Tensor:
-        """Logits after the last real token of each row, float32 [B, V]; no other position gets any."""
-        positions, which = torch.unique(batch.last, return_inverse=True)  # [U], [B]
-        logits = self.model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=positions).logits
-        return logits[torch.arange(len(which), device=which.device), which].float()
+    def _p_first(self, questions: Sequence[TokenGroup]) -> list[float]:
+        """The probability of A against B after each question, in the order given."""
+        logps = all_sequence_logps(self.module, questions, self.runtime)
+        return [1 / (1 + math.exp(b - a)) for a, b in logps]
 
 
 def load_pairwise(options: PairwiseAnnotator, runtime: RuntimeSection) -> PairwiseComparer:

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 
 from transformers import PreTrainedModel
 
-from prefloop.batches import Codec, Row
+from prefloop.batches import Codec, TokenGroup
 from prefloop.config import RuntimeSection
-from prefloop.modeling import all_scores
+from prefloop.forward import ScoresModule, all_scores
 from prefloop.records import Group, Score
 
 
@@ -27,7 +27,7 @@ class RewardModelScorer:
         labels: int,
         runtime: RuntimeSection,
     ) -> None:
-        self.model = model
+        self.module = ScoresModule(model, pad_id=codec.pad_id, runtime=runtime)
         self.codec = codec
         self.name = name
         self.same_tokens = same_tokens
@@ -37,25 +37,23 @@ class RewardModelScorer:
     def score(self, groups: Iterable[Group]) -> Iterator[Score]:
         """Yields one score a completion, in order; all groups given share batches."""
         together = list(groups)
-        rows = [row for group in together for row in self._rows(group)]
-        values = iter(all_scores(self.model, rows, pad_id=self.codec.pad_id, runtime=self.runtime))
-        for group in together:
-            for completion in group.completions:
+        scores = all_scores(self.module, [self._tokens(group) for group in together], self.runtime)
+        for group, values in zip(together, scores, strict=True):
+            for completion, value in zip(group.completions, values, strict=True):
                 yield Score(
                     prompt_id=group.prompt.id,
                     completion_id=completion.id,
-                    value=next(values),
+                    value=value,
                     annotator=self.name,
                     labels=self.labels,
                 )
 
-    def _rows(self, group: Group) -> list[Row]:
-        prompt = tuple(self.codec.prompt_ids(group.prompt.messages))
-        rows = []
-        for completion in group.completions:
-            if self.same_tokens:
-                ids = self.codec.completion_ids(group.prompt.messages, completion)
-            else:
-                ids = self.codec.answer_ids(group.prompt.messages, completion.text)
-            rows.append(Row(prompt, tuple(ids)))
-        return rows
+    def _tokens(self, group: Group) -> TokenGroup:
+        messages = group.prompt.messages
+        completions = (
+            self.codec.completion_ids(messages, one)
+            if self.same_tokens
+            else self.codec.answer_ids(messages, one.text)
+            for one in group.completions
+        )
+        return TokenGroup(tuple(self.codec.prompt_ids(messages)), tuple(map(tuple, completions)))

@@ -1,5 +1,7 @@
 """Reward models."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from prefloop.config.source import Source
@@ -17,6 +19,8 @@ class RewardSection(TrainingSection):
     """Prompts whose completions by the SFT policy are labelled to train the first reward model."""
     start: str = "sft"
     """Trunk to start from: `sft` (the SFT policy) or a model folder or hub name."""
+    grouping: Literal["prompt", "pair"] = "prompt"
+    """What a row of `batch_size` is: all pairs of a prompt, which then counts once (InstructGPT), or one pair."""
     validation_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of prompts held out to measure accuracy; never trained on."""
     learning_rate: float = Field(default=9e-6, gt=0)

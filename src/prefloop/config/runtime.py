@@ -19,13 +19,15 @@ class RuntimeSection(Section):
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves the choice to torch."""
     microbatch_tokens: int = Field(default=8192, ge=1)
-    """Tokens in one forward and backward pass; the optimiser's batch is cut into as many as needed."""
+    """Tokens computed in one forward and backward pass; the optimiser's batch is cut into as many as needed."""
     generation_rows: int = Field(default=256, ge=1)
     """Completions sampled side by side."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation asked of transformers."""
+    attention: Literal["sdpa", "flex", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel. `sdpa` and `flex` (CUDA only) can share prompts; the others are asked of transformers."""
+    share_prompts: bool = True
+    """Compute the prompt once for all completions of a group, where the model allows it."""
     save_every_steps: int = Field(default=50, ge=1)
     """Optimiser steps between checkpoints inside a training stage."""
     trackers: list[Literal["wandb", "tensorboard", "trackio"]] = []

@@ -67,8 +67,6 @@ class SftSection(AnswerTrainingSection):
     """Share of every batch that is plain text, where both are given (InstructGPT used 0.1)."""
     loss_on: Literal["completion", "all"] = "completion"
     """Train on the last answer only, or on every token."""
-    packing: bool = False
-    """Join rows up to `max_length` tokens to waste no padding; rows of one pack attend to each other."""
     learning_rate: float = Field(default=2e-5, gt=0)
     """Peak learning rate."""
     batch_size: int = Field(default=32, ge=1)
@@ -84,6 +82,8 @@ class PolicySection(AnswerTrainingSection):
     """`start` (the SFT policy, fixed), `previous` (mirror descent, less stable), or a model folder."""
     start: Literal["previous", "sft"] = "previous"
     """Weights an iteration starts from."""
+    grouping: Literal["prompt", "pair"] = "prompt"
+    """What a row of `batch_size` is: all pairs of a prompt, computed together, or one pair."""
     data: Literal["new", "accumulated"] = "new"
     """Pairs of the newest iteration only, or of all so far."""
     offline_data: Source | None = None

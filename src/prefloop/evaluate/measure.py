@@ -9,10 +9,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from prefloop.batches import Codec, Row
+from prefloop.batches import Codec, TokenGroup
 from prefloop.config import EvaluateSection, RuntimeSection
+from prefloop.forward import LogpsModule, all_sequence_logps
 from prefloop.interfaces import Scorer
-from prefloop.modeling import all_sequence_logps, load_policy
+from prefloop.modeling import load_policy
 from prefloop.records import Group, Record, Score
 from prefloop.statistics import Interval, by_prompt, correlation, mean_interval, wins
 from prefloop.store import read_records
@@ -73,15 +74,20 @@ def _rows(
 ) -> tuple[list[Measurement], float | None]:
     values = {name: score_all(scorer, groups) for name, scorer in scorers.items()}
     completions = [one for group in groups for one in group.completions]
-    rows = [
-        Row(tuple(codec.prompt_ids(group.prompt.messages)), one.token_ids or ())
+    tokens = [
+        TokenGroup(
+            tuple(codec.prompt_ids(group.prompt.messages)),
+            tuple(one.token_ids or () for one in group.completions),
+        )
         for group in groups
-        for one in group.completions
     ]
-    policy_logps = all_sequence_logps(model, rows, pad_id=codec.pad_id, runtime=runtime)
-    reference_logps = all_sequence_logps(
-        load_policy(reference, runtime), rows, pad_id=codec.pad_id, runtime=runtime
-    )
+
+    def logps_under(language_model: PreTrainedModel) -> list[float]:
+        module = LogpsModule(language_model, pad_id=codec.pad_id, runtime=runtime)
+        return [value for values in all_sequence_logps(module, tokens, runtime) for value in values]
+
+    policy_logps = logps_under(model)
+    reference_logps = logps_under(load_policy(reference, runtime))
     gaps = [
         abs(logp - sum(one.token_logps)) / len(one.token_logps)
         for one, logp in zip(completions, policy_logps, strict=True)

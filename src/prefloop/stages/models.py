@@ -193,6 +193,7 @@ def train_policy(
             seed=stage_seed(x, "policy"),
             runtime=x.runtime,
             out=build.path,
+            reference_logps=_logps_folder(build, reference.name if reference else external["reference"], x),
         )
         build.stats = run_job(train_policy, job, x.runtime, build.progress)
         ages = [version - one.chosen.policy_version for one in fresh if one.chosen.policy]
@@ -213,6 +214,11 @@ def train_policy(
     external = {} if reference else {"reference": model_digest(x.policy.reference, None)}
     inputs = {"start": start, "reference": reference, "pairs": pairs}
     return Stage("policy", 1, config, inputs, body, external=external, work=training_work(x.policy, steps))
+
+
+def _logps_folder(build: Build, reference: str, x: Experiment) -> Path:
+    """Where log-probabilities under a reference are kept for all stages that use it."""
+    return build.path.parent.parent / "cache" / "logps" / f"{reference}-{x.model.dtype}"
 
 
 def _is_stale(pair: PreferencePair, version: int, max_staleness: int | None) -> bool:

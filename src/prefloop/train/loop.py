@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -28,30 +28,25 @@ from prefloop.config import RuntimeSection, TrainingSection
 from prefloop.interfaces import PrefloopError, Progress
 
 Item = TypeVar("Item")
-ItemIn = TypeVar("ItemIn", contravariant=True)
+Metrics = Mapping[str, Tensor]
+"""Sums over a microbatch, by name."""
 CHECKPOINTS = "checkpoints"
-
-
-class Loss(Protocol[ItemIn]):
-    """Summed loss and summed metrics of a microbatch."""
-
-    def __call__(
-        self, model: nn.Module, items: Sequence[ItemIn], /
-    ) -> tuple[Tensor, Mapping[str, Tensor]]: ...
+OFFENDERS_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Task(Generic[Item]):
-    """What is trained on: items, how long they are, how much each counts, and the loss."""
+    """What is trained on: items, what they cost, how much each counts, and the loss."""
 
     items: Sequence[Item]
-    length: Callable[[Item], int]
-    """Tokens of the item's longest sequence."""
-    sequences: int
-    """Sequences per item: 1, or 2 for pairs."""
+    tokens: Callable[[Item], int]
+    """Tokens that the model computes for an item."""
     count: Callable[[Item], float]
-    """What the loss is averaged over: tokens, or pairs."""
-    loss: Loss[Item]
+    """What the loss is averaged over: tokens, pairs or prompts."""
+    name: Callable[[Item], str]
+    """What the item is called in errors."""
+    loss: Callable[[nn.Module, Sequence[Item]], tuple[Tensor, Metrics]]
+    """Summed loss and summed metrics of a microbatch."""
 
 
 @dataclass
@@ -86,7 +81,7 @@ def fit(
 ) -> dict[str, float]:
     """Trains `model` in place for `steps` optimiser steps, resuming from the last checkpoint in `folder`.
 
-    Returns summary figures. Raises PrefloopError when the loss is no longer finite.
+    Returns summary figures. Raises PrefloopError when the loss is no longer finite, before the weights change.
     """
     accelerator = Accelerator(
         mixed_precision="bf16" if dtype == "bfloat16" else "no", cpu=runtime.device == "cpu"
@@ -102,13 +97,8 @@ def fit(
         if step < state.step:
             continue
         metrics = update(state, task, items, options, accelerator, runtime)
-        if not math.isfinite(metrics["train/loss"]):
-            raise PrefloopError(
-                f"step {step + 1}: the loss is {metrics['train/loss']}; lower the learning rate "
-                f"({options.learning_rate:g}) or max_grad_norm ({options.max_grad_norm:g})"
-            )
         state.step = step + 1
-        state.tokens += sum(task.length(item) * task.sequences for item in items)
+        state.tokens += sum(map(task.tokens, items))
         log.write({"step": state.step, **metrics, "train/seconds": round(time.monotonic() - started, 3)})
         progress(state.step, steps, f"loss {metrics['train/loss']:.3f}")
         if state.step % runtime.save_every_steps == 0 and state.step < steps:
@@ -134,33 +124,72 @@ def update(
     runtime: RuntimeSection,
 ) -> dict[str, float]:
     """One optimiser step on `items`; returns metrics averaged over the whole step."""
-    total = sum(map(task.count, items))
-    mine = items[accelerator.process_index :: accelerator.num_processes]
-    groups = list(
-        microbatches(mine, task.length, max_tokens=runtime.microbatch_tokens, sequences=task.sequences)
-    )
+    total = sum(map(task.count, items)) or 1.0
     sums: dict[str, Any] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
-    for index, group in enumerate(groups):
-        is_last = index + 1 == len(groups)
-        with accelerator.accumulate(state.model) if is_last else accelerator.no_sync(state.model):
+    passes = _passes(task, items, accelerator, runtime)
+    for number, (microbatch, counts) in enumerate(passes, 1):
+        last = number == len(passes)
+        with accelerator.accumulate(state.model) if last else accelerator.no_sync(state.model):
             with accelerator.autocast():
-                loss, metrics = task.loss(state.model, group)
+                loss, metrics = task.loss(state.model, microbatch)
             # processes average their gradients; the global count wants their sum
-            accelerator.backward(loss * accelerator.num_processes / max(total, 1))
-        sums["loss"] = sums["loss"] + loss.detach()
-        for name, value in metrics.items():
-            sums[name] = sums[name] + value.detach()
+            accelerator.backward(loss * (counts * accelerator.num_processes / total))
+        if counts:
+            for name, value in {"loss": loss, **metrics}.items():
+                sums[name] = sums[name] + value.detach()
     norm: Any = accelerator.clip_grad_norm_(state.model.parameters(), options.max_grad_norm)
+    gathered: dict[str, Any] = {name: accelerator.reduce(value, "sum") for name, value in sums.items()}
+    means = {f"train/{name}": float(value) / total for name, value in gathered.items()}
+    means |= {"train/grad_norm": float(norm or 0.0), "train/learning_rate": _learning_rate(state)}
+    if not (math.isfinite(means["train/loss"]) and math.isfinite(means["train/grad_norm"])):
+        raise _not_finite(state, task, items, means, options, accelerator)
     state.optimizer.step()
-    learning_rate = float(state.scheduler.get_last_lr()[0])
     state.scheduler.step()
     state.optimizer.zero_grad(set_to_none=True)
-    gathered: dict[str, Any] = {name: accelerator.reduce(value, "sum") for name, value in sums.items()}
-    return {
-        **{f"train/{name}": float(value) / max(total, 1) for name, value in gathered.items()},
-        "train/grad_norm": float(norm or 0.0),
-        "train/learning_rate": learning_rate,
-    }
+    return means
+
+
+def _passes(
+    task: Task[Item], items: Sequence[Item], accelerator: Accelerator, runtime: RuntimeSection
+) -> list[tuple[list[Item], bool]]:
+    """This process's microbatches, as many as every process has; those that only keep step do not count."""
+    ranks = accelerator.num_processes
+    all_parts = [
+        microbatches(items[rank::ranks], task.tokens, max_tokens=runtime.microbatch_tokens)
+        for rank in range(ranks)
+    ]
+    mine = all_parts[accelerator.process_index]
+    spare = max(map(len, all_parts)) - len(mine)
+    return [([items[0]], False)] * spare + [(part, True) for part in mine]
+
+
+def _learning_rate(state: TrainState) -> float:
+    return float(state.scheduler.get_last_lr()[0])
+
+
+def _not_finite(
+    state: TrainState,
+    task: Task[Item],
+    items: Sequence[Item],
+    means: dict[str, float],
+    options: TrainingSection,
+    accelerator: Accelerator,
+) -> PrefloopError:
+    """The error for a step whose loss or gradient is not a number; names the rows it comes from, each tried alone."""
+    offenders = []
+    with torch.no_grad(), accelerator.autocast():
+        for item in items:
+            loss = task.loss(state.model, [item])[0]
+            if not math.isfinite(float(loss)):
+                offenders.append(task.name(item))
+    more = len(offenders) - OFFENDERS_NAMED
+    named = "; ".join(offenders[:OFFENDERS_NAMED]) + (f"; and {more} more" if more > 0 else "")
+    where = f"it comes from {named}" if offenders else "no row alone causes it"
+    return PrefloopError(
+        f"step {state.step + 1}: the loss is {means['train/loss']:g} and the gradient norm {means['train/grad_norm']:g}; "
+        f"{where}. Nothing was changed in this step; lower the learning rate ({options.learning_rate:g}), "
+        "or remove the rows"
+    )
 
 
 def batches_of(

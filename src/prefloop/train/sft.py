@@ -1,21 +1,25 @@
 """Supervised fine-tuning on demonstrations, on plain text, or on a mix of both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
-from prefloop.batches import Codec, Row, collate, cut
+from prefloop.batches import Codec, TokenGroup, collate, cut
 from prefloop.config import RuntimeSection, SftSection
-from prefloop.interfaces import Progress
+from prefloop.forward import LogpsModule, cost
+from prefloop.interfaces import InputError, Progress
 from prefloop.launch import processes
-from prefloop.modeling import Dtype, load_codec, load_policy, save_model, settle, token_logps
+from prefloop.modeling import Dtype, load_codec, load_policy, save_model, settle
 from prefloop.records import Demonstration, Text
 from prefloop.train.adapters import merged, with_adapters
-from prefloop.train.loop import Task, fit, planned_steps
+from prefloop.train.loop import Metrics, Task, fit, planned_steps
+
+NAME_TOKENS = 12
+"""Tokens by which a row is named in errors."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +45,23 @@ def train_sft(job: SftJob, progress: Progress) -> dict[str, Any]:
     model = load_policy(job.start, job.runtime)
     if job.runtime.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    trained = with_adapters(model, job.options.lora, task="CAUSAL_LM")
+    module = LogpsModule(model, pad_id=codec.pad_id, runtime=job.runtime)
+    module.model = with_adapters(model, job.options.lora, task="CAUSAL_LM")
 
-    def loss(module: nn.Module, items: Sequence[Row]) -> tuple[Tensor, Mapping[str, Tensor]]:
-        batch = collate(items, pad_id=codec.pad_id, device=next(module.parameters()).device)
-        return -token_logps(module, batch).sum(), {}
+    def loss(trained: Any, items: Sequence[TokenGroup]) -> tuple[Tensor, Metrics]:
+        device = next(trained.parameters()).device
+        batch = collate(items, share=module.shares, pad_id=module.pad_id, device=device)
+        return -trained(batch).sum(), {}
 
-    task = Task(rows, lambda row: row.length, 1, lambda row: float(row.num_counted), loss)
+    task = Task(
+        rows,
+        tokens=lambda row: cost(row, module),
+        count=lambda row: float(row.num_completion_tokens),
+        name=lambda row: codec.decode(row.completions[0][:NAME_TOKENS]),
+        loss=loss,
+    )
     stats: dict[str, Any] = fit(
-        trained,
+        module,
         task,
         job.options,
         steps=planned_steps(len(rows), job.options),
@@ -60,7 +72,7 @@ def train_sft(job: SftJob, progress: Progress) -> dict[str, Any]:
         progress=progress,
     )
     if processes(job.runtime).is_main_process:
-        save_model(merged(trained), codec.tokenizer, job.out / "model", dtype=job.dtype)
+        save_model(merged(module.model), codec.tokenizer, job.out / "model", dtype=job.dtype)
     used = {"num_demonstrations": len(job.demonstrations), "num_texts": min(len(job.texts), len(texts))}
     return stats | used | {"num_rows": len(rows), "truncated": cut_rows}
 
@@ -76,50 +88,36 @@ def draw_texts(texts: Sequence[Text], num_demonstrations: int, share: float, *, 
 
 def encode(
     demonstrations: Sequence[Demonstration], texts: Sequence[Text], codec: Codec, options: SftSection
-) -> tuple[list[Row], int]:
-    """Token rows whose completion part carries the loss, and how many had to be cut to fit."""
+) -> tuple[list[TokenGroup], int]:
+    """Token groups of one completion, which carries the loss, and how many had to be cut to fit."""
     rows = [_demonstration_row(one, codec, options) for one in demonstrations]
     rows += [_text_row(codec.text_ids(one.text)) for one in texts]
-    fitted, cut_rows = [], 0
-    for row in rows:
-        short, was_cut = cut(
+    fitted = [
+        cut(
             row,
             max_length=options.max_length,
             max_prompt_length=options.max_prompt_length,
             truncation=options.truncation,
         )
-        cut_rows += was_cut
-        fitted.append(short)
-    return (pack(fitted, options.max_length) if options.packing else fitted), cut_rows
+        for row in rows
+    ]
+    if not all(row.num_completion_tokens for row, _ in fitted):
+        raise InputError(
+            f"a demonstration has no room for its answer: sft.max_prompt_length ({options.max_prompt_length}) "
+            f"must be smaller than sft.max_length ({options.max_length})"
+        )
+    return [row for row, _ in fitted], sum(number for _, number in fitted)
 
 
-def _demonstration_row(one: Demonstration, codec: Codec, options: SftSection) -> Row:
+def _demonstration_row(one: Demonstration, codec: Codec, options: SftSection) -> TokenGroup:
     *before, answer = one.messages
     prompt = codec.prompt_ids(before)
     completion = codec.answer_ids(before, answer.content)
-    return (
-        Row(tuple(prompt), tuple(completion))
-        if options.loss_on == "completion"
-        else _text_row([*prompt, *completion])
-    )
+    if options.loss_on == "all":
+        return _text_row([*prompt, *completion])
+    return TokenGroup(tuple(prompt), (tuple(completion),))
 
 
-def _text_row(ids: list[int]) -> Row:
+def _text_row(ids: list[int]) -> TokenGroup:
     """A row in which everything but the first token is predicted."""
-    return Row((ids[0],), tuple(ids[1:]))
-
-
-def pack(rows: Sequence[Row], max_length: int) -> list[Row]:
-    """Joins rows greedily, in order, up to `max_length` tokens. Prompts stay without loss; rows of a pack see each other."""
-    packs: list[Row] = []
-    for row in rows:
-        if packs and packs[-1].length + row.length <= max_length:
-            last = packs[-1]
-            start = len(last.completion_ids)
-            prompt = range(start, start + len(row.prompt_ids))
-            later = tuple(prompt.stop + one for one in row.ignored)
-            joined = (*last.completion_ids, *row.prompt_ids, *row.completion_ids)
-            packs[-1] = Row(last.prompt_ids, joined, (*last.ignored, *prompt, *later))
-        else:
-            packs.append(row)
-    return packs
+    return TokenGroup((ids[0],), (tuple(ids[1:]),))
