@@ -17,7 +17,7 @@ import typer.main
 from pydantic.fields import FieldInfo
 
 from prefloop import cli, interfaces, pipeline
-from prefloop.config import Experiment, Section, sections_in
+from prefloop.config import Experiment, PairObjective, Section, sections_in
 
 DOCS = Path(__file__).parent
 TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", NoneType: "null"}
@@ -121,9 +121,11 @@ def title(section: type[Section], paths: list[str]) -> str:
     """The heading of a section."""
     if section is Experiment:
         return "Experiment"
+    kind = section.model_fields.get("kind")
+    if issubclass(section, PairObjective) and kind is not None:
+        return f"Objective: {get_args(kind.annotation)[0]}"
     if len(paths) > 1:
         return PART_NAMES[section.__name__]
-    kind = section.model_fields.get("kind")
     return paths[0] if kind is None else f"{paths[0]}: {get_args(kind.annotation)[0]}"
 
 

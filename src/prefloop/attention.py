@@ -27,6 +27,8 @@ FLAT_STEP = 64
 """Least multiple to which the length of a flat row is rounded up."""
 SEGMENT_STEP = 16
 """Least multiple to which segments are padded inside one attention call."""
+EAGER_KEYS = 1024
+"""Longest keys for which bfloat16 scores are written out on a CPU; longer ones would take too much memory."""
 STEPS_PER_OCTAVE = 16, 8
 """Sizes distinguished between one power of two and the next: of flat rows, of segments."""
 NO_BRANCH = -1
@@ -88,11 +90,13 @@ class Layout:
 
         return sees
 
-    def mask(self, number: int, dtype: torch.dtype, window: int | None) -> Tensor | None:
-        """Additive mask [B, 1, Q, L] of a call; None where it is plainly causal."""
+    def mask(
+        self, number: int, dtype: torch.dtype, window: int | None, *, needed: bool = False
+    ) -> Tensor | None:
+        """Additive mask [B, 1, Q, L] of a call; None where it is plainly causal, unless `needed`."""
         call = self.calls[number]
         keys = call.queries if call.keys is None else call.keys
-        if call.keys is None and (window is None or keys.shape[1] <= window):
+        if call.keys is None and (window is None or keys.shape[1] <= window) and not needed:
             return None
         name = (number, dtype, window)
         if name not in self._masks:
@@ -228,23 +232,55 @@ def shared_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
     _refuse_unknown(options)
-    flat_query, flat_key, flat_value = (one[0].transpose(0, 1) for one in (query, key, value))  # [N, H, D]
+    dtype = _compute_dtype(query)
+    flat_query, flat_key, flat_value = (
+        one[0].transpose(0, 1).to(dtype) for one in (query, key, value)
+    )  # [N, H, D]
     outputs = []
     for number, call in enumerate(layout.calls):
         keys = call.queries if call.keys is None else call.keys
-        bias = layout.mask(number, query.dtype, sliding_window)
-        output = functional.scaled_dot_product_attention(
+        states = (
             _take(flat_query, call.queries),  # [B, H, Q, D]
-            _take(flat_key, keys),
+            _take(flat_key, keys),  # [B, H', L, D]
             _take(flat_value, keys),
-            attn_mask=bias,
-            dropout_p=dropout if module.training else 0.0,
-            is_causal=bias is None,
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
         )
+        drop = dropout if module.training else 0.0
+        if _small_in_bfloat16(*states) and not drop:
+            output = _eager(*states, layout.mask(number, dtype, sliding_window, needed=True), scaling)
+        else:
+            bias = layout.mask(number, dtype, sliding_window)
+            output = functional.scaled_dot_product_attention(
+                *states,
+                attn_mask=bias,
+                dropout_p=drop,
+                is_causal=bias is None,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
         outputs.append(output.transpose(1, 2).flatten(0, 1))  # [B * Q, H, D]
     return torch.cat(outputs).index_select(0, layout.restore).unsqueeze(0), None
+
+
+def _compute_dtype(query: Tensor) -> torch.dtype:
+    """What attention is computed in: rotary embeddings may have widened what autocast will narrow again."""
+    device = query.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+
+
+def _small_in_bfloat16(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether writing the scores out is faster: SDPA's CPU kernel takes twice the time of two matrix products then."""
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= EAGER_KEYS
+
+
+def _eager(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float | None) -> Tensor:
+    """Attention [B, H, Q, D] by plain matrix products; query heads that share a key head are rows of one product."""
+    batch, heads, length, width = query.shape
+    key_heads = key.shape[1]
+    scale = width**-0.5 if scaling is None else scaling
+    rows = (query * scale).reshape(batch, key_heads, -1, width)  # [B, H', H / H' * Q, D]
+    scores = (rows @ key.transpose(-1, -2)).view(batch, heads, length, -1)  # [B, H, Q, L]
+    weights = (scores + bias).softmax(-1).view(batch, key_heads, -1, key.shape[2])
+    return (weights @ value).view(batch, heads, length, -1)
 
 
 def _take(rows: Tensor, index: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def sft(x: Experiment, base: Artefact) -> Stage:
 
     config = {**without_paths(x.sft, "data", "text"), "dtype": x.model.dtype, "seed": x.seed}
     external = digests(text=x.sft.text, data=x.sft.data)
-    return Stage("sft", 1, config, {"base": base}, body, external=external, work=training_work(x.sft))
+    return Stage("sft", 2, config, {"base": base}, body, external=external, work=training_work(x.sft))
 
 
 def import_reward(x: Experiment, path: str) -> Stage:
@@ -153,7 +153,7 @@ def reward_model(x: Experiment, trunk: Artefact, pairs: Sequence[Artefact]) -> S
     }
     external = {} if x.reward.start == "sft" else {"start": model_digest(x.reward.start, None)}
     inputs = {"trunk": trunk if x.reward.start == "sft" else None, "pairs": pairs}
-    return Stage("reward", 1, config, inputs, body, external=external, work=training_work(x.reward))
+    return Stage("reward", 2, config, inputs, body, external=external, work=training_work(x.reward))
 
 
 def train_policy(
@@ -213,7 +213,7 @@ def train_policy(
     }
     external = {} if reference else {"reference": model_digest(x.policy.reference, None)}
     inputs = {"start": start, "reference": reference, "pairs": pairs}
-    return Stage("policy", 1, config, inputs, body, external=external, work=training_work(x.policy, steps))
+    return Stage("policy", 2, config, inputs, body, external=external, work=training_work(x.policy, steps))
 
 
 def _logps_folder(build: Build, reference: str, x: Experiment) -> Path:

@@ -47,6 +47,12 @@ class Task(Generic[Item]):
     """What the item is called in errors."""
     loss: Callable[[nn.Module, Sequence[Item]], tuple[Tensor, Metrics]]
     """Summed loss and summed metrics of a microbatch."""
+    before_step: Callable[[nn.Module, Sequence[Sequence[Item]], Accelerator], None] | None = None
+    """Called with this process's microbatches before a step, for losses that need all items of it."""
+    after_step: Callable[[nn.Module, int], None] | None = None
+    """Called with the number of the step after the weights have changed."""
+    kept: Sequence[Any] = ()
+    """What else changes during training; saved and restored by its `state_dict` and `load_state_dict`."""
 
 
 @dataclass
@@ -88,6 +94,7 @@ def fit(
     )
     set_seed(seed)
     state = _prepare(model, options, steps, accelerator)
+    accelerator.register_for_checkpointing(*task.kept)
     saved = _restore(state, accelerator, folder)
     log = MetricsLog(folder / "logs" / "metrics.jsonl", upto=state.step, enabled=accelerator.is_main_process)
     started = time.monotonic()
@@ -127,6 +134,8 @@ def update(
     total = sum(map(task.count, items)) or 1.0
     sums: dict[str, Any] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
     passes = _passes(task, items, accelerator, runtime)
+    if task.before_step is not None:
+        task.before_step(state.model, [part for part, counts in passes if counts], accelerator)
     for number, (microbatch, counts) in enumerate(passes, 1):
         last = number == len(passes)
         with accelerator.accumulate(state.model) if last else accelerator.no_sync(state.model):
@@ -146,6 +155,8 @@ def update(
     state.optimizer.step()
     state.scheduler.step()
     state.optimizer.zero_grad(set_to_none=True)
+    if task.after_step is not None:
+        task.after_step(state.model, state.step + 1)
     return means
 
 
