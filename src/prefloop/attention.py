@@ -246,7 +246,9 @@ def shared_attention(
         )
         drop = dropout if module.training else 0.0
         if _small_in_bfloat16(*states) and not drop:
-            output = _eager(*states, layout.mask(number, dtype, sliding_window, needed=True), scaling)
+            bias = layout.mask(number, dtype, sliding_window, needed=True)
+            assert bias is not None, "it was needed"
+            output = _eager(*states, bias, scaling)
         else:
             bias = layout.mask(number, dtype, sliding_window)
             output = functional.scaled_dot_product_attention(
@@ -272,7 +274,7 @@ def _small_in_bfloat16(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= EAGER_KEYS
 
 
-def _eager(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float | None) -> Tensor:
+def _eager(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float | None) -> Tensor:
     """Attention [B, H, Q, D] by plain matrix products; query heads that share a key head are rows of one product."""
     batch, heads, length, width = query.shape
     key_heads = key.shape[1]

@@ -38,12 +38,12 @@ class LogpsModule(nn.Module):
         self.own_head = _head_is_plain(model, pad_id, shares=self.shares)
         self.model: Any = model
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Log-probabilities [t] of `batch.targets`, float32."""
-        return self.with_collisions(batch, wanted=False)[0]
+    def forward(self, batch: Batch, *, collisions: bool = False) -> Any:
+        """Log-probabilities [t] of `batch.targets`, float32; with `collisions` also log Σ p² [t] at the same places."""
+        logps, squares = self._logps(batch, collisions)
+        return (logps, squares) if collisions else logps
 
-    def with_collisions(self, batch: Batch, *, wanted: bool = True) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [t], and log of the sum of squared probabilities [t] at the same places (0 if not wanted)."""
+    def _logps(self, batch: Batch, wanted: bool) -> tuple[Tensor, Tensor]:
         model = plain(self.model)
         if not self.own_head:
             return _picked(_own_logits(model, batch), batch.targets, wanted)

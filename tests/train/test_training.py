@@ -18,7 +18,7 @@ from prefloop.launch import run_job
 from prefloop.losses import PairLogps, dpo_loss
 from prefloop.modeling import load_codec, load_policy, load_reward_model
 from prefloop.records import Demonstration, Message, PreferencePair, Prompt, file_completion
-from prefloop.train.preference import PolicyJob, encode_pairs, groups_loss, train_policy
+from prefloop.train.preference import PolicyJob, Preferences, encode_pairs, train_policy
 from prefloop.train.reward import RewardJob, fit_reward_group, train_reward
 from prefloop.train.sft import SftJob, draw_texts, encode, train_sft
 
@@ -67,7 +67,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 def test_the_policy_learns_to_prefer_the_chosen(tiny_model, tmp_path, kind):
     train_policy(policy_job(tiny_model, tmp_path, objective={"kind": kind}), no_progress)
     codec = load_codec(tiny_model)
-    groups, _ = encode_pairs(PAIRS, codec, PolicySection())
+    groups, _ = encode_pairs(PAIRS, codec, PolicySection(), seed=0)
     runtime = RuntimeSection(device="cpu")
 
     def chosen_minus_rejected(folder):
@@ -155,14 +155,14 @@ def test_pair_loss_is_the_formula_on_summed_token_log_probabilities(tiny_model):
     runtime = RuntimeSection(device="cpu")
     codec = load_codec(tiny_model)
     module = LogpsModule(load_policy(tiny_model, runtime), pad_id=codec.pad_id, runtime=runtime)
-    group = encode_pairs(PAIRS, codec, PolicySection())[0][0]
+    group = encode_pairs(PAIRS, codec, PolicySection(), seed=0)[0][0]
     spread = tuple(
         torch.full((len(ids),), total / len(ids))
         for ids, total in zip(group.tokens.completions, (-30.0, -35.0), strict=True)
     )
     item = replace(group, reference=spread)
     with torch.no_grad():
-        loss, found = groups_loss(module, [item], PolicySection(), module)
+        loss, found = Preferences(module, PolicySection()).loss(module, [item])
     ((chosen, rejected),) = all_sequence_logps(module, [group.tokens], runtime)
     one = torch.ones(1)
     expected = dpo_loss(

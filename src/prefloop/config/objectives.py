@@ -290,6 +290,15 @@ class RaftObjective(PairObjective):
     """Name of the objective."""
 
 
+class PlackettLuceObjective(PairObjective):
+    """Plackett-Luce likelihood of each prompt's whole ranking (DPO, section 4 of arXiv:2305.18290)."""
+
+    kind: Literal["plackett_luce"]
+    """Name of the objective."""
+    beta: float = Field(default=0.1, gt=0)
+    """Temperature: how far the policy may move from the reference."""
+
+
 _Single = (
     DpoObjective
     | RobustObjective
@@ -361,14 +370,21 @@ class MixObjective(Section):
         return any(part.objective.whole_step for part in self.parts)
 
 
-Objective = Annotated[_Single | MixObjective, Field(discriminator="kind"), default_kind("dpo")]
+Objective = Annotated[
+    _Single | PlackettLuceObjective | MixObjective, Field(discriminator="kind"), default_kind("dpo")
+]
+
+
+def objectives_in(objective: Objective) -> list[_Single | PlackettLuceObjective]:
+    """The objective itself, or the parts of a mix."""
+    return [part.objective for part in objective.parts] if objective.kind == "mix" else [objective]
 
 
 def shaping_problem(objective: Objective, log_ratios: LogRatioSection) -> str | None:
     """Why the objective cannot have its log-ratios shaped so, or None where it can."""
     if log_ratios == LogRatioSection():
         return None
-    for one in [part.objective for part in objective.parts] if objective.kind == "mix" else [objective]:
+    for one in objectives_in(objective):
         if not one.needs_reference:
             return f"{one.kind} uses no log-ratios; leave log_ratios out"
         if one.kind == "ipo" and log_ratios.length_penalty:

@@ -28,22 +28,22 @@ def pair_loss(pair: PairLogps, objective: Objective) -> Tensor:
     return LOSSES[objective.kind](pair, **objective.model_dump(exclude={"kind"}))
 
 
-def step_baseline(pair: PairLogps, objective: Objective) -> Tensor | None:
-    """What `bco_pair` and `kto` compare with, estimated from all pairs of an optimiser step; None for other objectives.
+def step_baseline(pair: PairLogps, foreign: Tensor, objective: Objective) -> Tensor | None:
+    """What `bco_pair` and `kto` compare with, from all pairs of an optimiser step; None for other objectives.
 
-    bco_pair: mean reward of both sides; the authors keep a running mean of it over the steps. kto: mean log-ratio of both
-    sides, not below 0. It estimates the KL to the reference as far as the completions are the policy's own; the authors
-    take completions of other prompts instead.
+    bco_pair: mean reward of both sides; the authors keep a running mean of it over the steps. kto: the KL to the reference
+    estimated as its authors do, the mean log-ratio of completions of other prompts, `foreign` [F], not below 0.
     """
     if objective.kind == "mix":
-        found = (step_baseline(pair, part.objective) for part in objective.parts)
+        found = (step_baseline(pair, foreign, part.objective) for part in objective.parts)
         return next((one for one in found if one is not None), None)
-    logratios = torch.cat([pair.chosen_logratios, pair.rejected_logratios]).detach()  # [2B]
     match objective.kind:
         case "bco_pair":
-            return objective.beta * logratios.mean()
+            return (
+                objective.beta * torch.cat([pair.chosen_logratios, pair.rejected_logratios]).detach().mean()
+            )
         case "kto":
-            return logratios.mean().clamp(min=0)
+            return foreign.detach().mean().clamp(min=0)
     return None
 
 

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from prefloop.batches import Codec, TokenGroup
 from prefloop.records import Completion, PreferencePair
 
+FOREIGN = 2
+"""Tells the random numbers that choose foreign completions from others of the same seed."""
 Grouping = Literal["prompt", "pair"]
 
 
@@ -36,7 +39,9 @@ class PairGroup:
     tokens: TokenGroup
     pairs: tuple[Pair, ...]
     reference: tuple[Tensor, ...] = ()
-    """Log-probabilities of each completion's tokens under the reference; empty where none is needed."""
+    """Log-probabilities of each completion's tokens under the reference; empty where none is kept."""
+    foreign: int | None = None
+    """Number of the completion that answers another prompt, if one was added."""
 
     @property
     def weight(self) -> float:
@@ -80,6 +85,23 @@ def _group(pairs: Sequence[PreferencePair], codec: Codec) -> PairGroup:
     )
 
 
+def with_foreign(groups: Sequence[PairGroup], *, seed: int) -> list[PairGroup]:
+    """Each group with one more completion, taken from the group of another prompt."""
+    order = np.random.default_rng([seed, FOREIGN]).permutation(len(groups)).tolist()
+    donors = dict(zip(order, [*order[1:], *order[:1]], strict=True))
+    return [
+        replace(
+            group,
+            tokens=replace(
+                group.tokens,
+                completions=(*group.tokens.completions, groups[donors[number]].tokens.completions[0]),
+            ),
+            foreign=len(group.tokens.completions),
+        )
+        for number, group in enumerate(groups)
+    ]
+
+
 def _scaled(group: PairGroup) -> PairGroup:
     total = group.weight
     if not total:
@@ -89,20 +111,24 @@ def _scaled(group: PairGroup) -> PairGroup:
 
 @dataclass(frozen=True)
 class PairIndex:
-    """The pairs of a microbatch as tensors [B]; completions are numbered through all groups."""
+    """The pairs of a microbatch as tensors [B]; completions are numbered through all groups, C in all."""
 
     chosen: Tensor
     rejected: Tensor
     p_chosen: Tensor
     margins: Tensor
     weights: Tensor
+    foreign: Tensor
+    """[F], completions that answer another prompt."""
 
 
 def index_pairs(groups: Sequence[PairGroup], device: torch.device) -> PairIndex:
     """Where the pairs of the groups are, when their completions follow one another."""
     rows: list[tuple[int, int, float, float, float]] = []
+    foreign = []
     before = 0
     for group in groups:
+        foreign += [] if group.foreign is None else [before + group.foreign]
         rows += [
             (before + one.chosen, before + one.rejected, one.p_chosen, one.margin, one.weight)
             for one in group.pairs
@@ -115,6 +141,7 @@ def index_pairs(groups: Sequence[PairGroup], device: torch.device) -> PairIndex:
         torch.tensor(p_chosen, device=device),
         torch.tensor(margins, device=device),
         torch.tensor(weights, device=device),
+        torch.tensor(foreign, dtype=torch.long, device=device),
     )
 
 
