@@ -205,6 +205,10 @@ def test_garbage_is_what_no_run_needs(tmp_path):
     kept, unneeded = workspace.build(stage("kept")), workspace.build(stage("unneeded"))
     found = garbage(workspace, {kept.name})
     assert [path for path, _ in found] == [unneeded.path]
+    for name in (f"{kept.name}-float32", f"{unneeded.name}-float32"):
+        (workspace.cache / "logps" / name).mkdir(parents=True)
+    found = garbage(workspace, {kept.name})
+    assert [path.name for path, _ in found] == [unneeded.name, f"{unneeded.name}-float32"]
     remove(unneeded.path)
     assert workspace.published() == [kept]
 

@@ -411,16 +411,26 @@ def _sync_folder(folder: Path) -> None:
 
 
 def garbage(workspace: Workspace, keep: set[str]) -> list[tuple[Path, int]]:
-    """Folders of artefacts that no run needs, with their bytes; those being built right now are not garbage."""
-    if not workspace.artefacts.is_dir():
-        return []
+    """Folders that no run needs, with their bytes: artefacts, except those being built right now, and what is cached of a
+    model that is gone."""
+    artefacts = _subfolders(workspace.artefacts)
     unneeded = [
         path
-        for path in sorted(workspace.artefacts.iterdir())
+        for path in artefacts
         if path.name.removesuffix(".partial") not in keep
         and not workspace.is_building(path.name.removesuffix(".partial"))
     ]
+    left = {path.name for path in artefacts} - {path.name for path in unneeded}
+    unneeded += [
+        path
+        for path in _subfolders(workspace.cache / "logps")
+        if not any(path.name.startswith(name) for name in left)
+    ]
     return [(path, folder_bytes(path)) for path in unneeded]
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def folder_bytes(folder: Path) -> int:
