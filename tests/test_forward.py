@@ -186,6 +186,28 @@ def test_a_family_shares_prompts_and_gives_what_plain_rows_give(kind, runtime):
         )
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3_moe"])
+def test_the_dense_mask_through_stock_attention_gives_the_same(kind, runtime):
+    """The same flat row on transformers' own SDPA, with the whole pattern as a mask of four dimensions."""
+    model = random_model(kind, SHARING[kind])
+    batch = collate(random_groups(), share=True, pad_id=0, device=CPU)
+    weights = torch.linspace(0.5, 1.5, len(batch.targets))
+
+    def masked(model):
+        mask = batch.layout.allowed()[None, None]
+        logits = model(batch.input_ids, position_ids=batch.position_ids, attention_mask=mask).logits[0]
+        logps = logits[batch.predictors].log_softmax(-1).gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
+        return (logps * weights).sum()
+
+    expected = gradients(model, masked)
+    module = LogpsModule(model, pad_id=0, runtime=runtime)
+    found = gradients(model, lambda _: (module(batch) * weights).sum())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(
+            found[name], gradient, rtol=0, atol=1e-5 * max(1.0, float(gradient.abs().max()))
+        )
+
+
 @pytest.mark.parametrize("kind", FALLING_BACK)
 @torch.no_grad()
 def test_a_family_that_cannot_share_says_why_and_gives_what_plain_rows_give(kind, runtime, caplog):
@@ -198,6 +220,16 @@ def test_a_family_that_cannot_share_says_why_and_gives_what_plain_rows_give(kind
     assert reason in caplog.text
     for one, other in zip(flat(all_token_logps(module, random_groups(), runtime)), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=5e-6)
+
+
+@torch.no_grad()
+def test_bfloat16_attention_of_short_segments_is_near_float32(tiny_model, runtime):
+    module = LogpsModule(load_policy(tiny_model, runtime), pad_id=0, runtime=runtime)
+    exact = flat(all_token_logps(module, GROUPS, runtime))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = flat(all_token_logps(module, GROUPS, runtime))
+    for one, other in zip(rough, exact, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0.1)  # logits near 7 have steps of 1/32
 
 
 def test_sharing_survives_gradient_checkpointing(tiny_model, runtime):
