@@ -1,14 +1,15 @@
 """The command line: `prefloop run`, `plan`, `status`, `show`, `report` and friends.
 
-Everything that prints is here. Commands other than `run`, `quickstart` and `chat` start without torch.
+Everything that prints is here. Commands other than `run`, `quickstart`, `chat` and `reward-card` start without torch.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -494,6 +495,64 @@ def report(run_name: RunName = None, workspace: WorkspaceOption = None, as_json:
     console.print(f"[link=file://{page.resolve()}]{page}[/link]", highlight=False, soft_wrap=True)
 
 
+@app.command("reward-card", epilog="Example: `prefloop reward-card reward-3f2a --data held-out.jsonl`")
+def reward_card(
+    model: Annotated[
+        str, typer.Argument(help="Scalar reward model or pairwise model: artefact, model folder or hub name.")
+    ],
+    data: Annotated[
+        str, typer.Option(help="Preferences: a file of pairs, rankings or scores, or an artefact with pairs.")
+    ],
+    previous: Annotated[
+        str | None, typer.Option(help="Earlier model to compare with on the same pairs.", show_default=False)
+    ] = None,
+    pairwise: Annotated[
+        bool, typer.Option("--pairwise", help="The model answers A or B; needed where its files do not tell.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for card.html and card.json; left out, one in the workspace.", show_default=False
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take the first rows only.", show_default=False)
+    ] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(help="Renames a column, as `rewards=my_column`; may be repeated.", show_default=False),
+    ] = None,
+    drop_bad_rows: Annotated[
+        bool, typer.Option("--drop-bad-rows", help="Count bad rows instead of stopping at the first.")
+    ] = False,
+    tolerance: Annotated[
+        float, typer.Option(min=0, max=1, help="Loss of accuracy against --previous that is accepted.")
+    ] = 0.0,
+    examples: Annotated[int, typer.Option(min=0, help="Most confident mistakes to show on the page.")] = 5,
+    as_json: Json = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Measure a reward model on preferences: accuracy beside length, calibration, biases, and an earlier model."""
+    from prefloop.card import CardOptions, as_dict, card_folder, make_card, write_card
+    from prefloop.card.terminal import pages
+
+    space = _workspace(None, workspace)
+    source = config.SourceSection(
+        path=data, fields=_fields(field or []), limit=limit, bad_rows="drop" if drop_bad_rows else "stop"
+    )
+    with _bar("judging") as progress:
+        card = make_card(space, model, source, previous, CardOptions(pairwise, tolerance, examples), progress)
+    if as_json:
+        if out:
+            write_card(card, out)
+        _print_json(as_dict(card))
+        return
+    page = write_card(card, out or card_folder(space, model, data))
+    for one in pages(card):
+        console.print(one, highlight=False)
+    console.print(f"[link=file://{page.resolve()}]{page}[/link]", highlight=False, soft_wrap=True)
+
+
 @app.command(epilog="Example: `prefloop chat policy-3f2a sft-91bc` puts the same message to both")
 def chat(
     policies: Annotated[
@@ -656,6 +715,36 @@ def _latest(workspace: Workspace) -> str:
             f"no runs in {workspace.root} yet; start one with `prefloop run` or name a --workspace"
         )
     return runs[-1].parent.name
+
+
+def _fields(renamed: Sequence[str]) -> dict[str, str]:
+    """Columns by prefloop's names, from `name=column`."""
+    for one in renamed:
+        if "=" not in one:
+            raise InputError(
+                f"--field {one}: write prefloop's name, =, and the name in the file, as chosen=better"
+            )
+    return dict(one.split("=", 1) for one in renamed)
+
+
+@contextlib.contextmanager
+def _bar(name: str) -> Iterator[Report]:
+    """A bar for work that is no run; nothing where nobody watches."""
+    with Progress(
+        TextColumn(name),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bars:
+        bar = bars.add_task(name, total=None)
+
+        def progress(done: int, total: int, note: str = "") -> None:
+            bars.update(bar, completed=done, total=total)
+
+        yield progress
 
 
 def _table(title: str) -> Table:

@@ -52,13 +52,14 @@ PROMPT_FORMATS: tuple[DataFormat, ...] = tuple(
 )
 
 R = TypeVar("R", Prompt, Demonstration, Text, PreferencePair, Group)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Loaded(Generic[R]):
+class Loaded(Generic[T]):
     """What was read: `rows_in` = rows + dropped, always."""
 
-    rows: list[R]
+    rows: list[T]
     rows_in: int
     dropped: dict[str, int]
     """Rows that did not come out, by reason."""
@@ -70,7 +71,7 @@ def read_prompts(source: SourceSection) -> Loaded[Prompt]:
     """Prompts, each conversation once. Raises InputError and Unavailable, as all readers here do."""
     if source.path.startswith(BUILTIN):
         return _builtin(source, "tales/prompts", tales.prompts)
-    return _read(source, "prompts", PROMPT_FORMATS, _make_prompt)
+    return _read(source, "prompts", PROMPT_FORMATS, make_prompt)
 
 
 def read_demonstrations(source: SourceSection) -> Loaded[Demonstration]:
@@ -94,7 +95,7 @@ def read_pairs(source: SourceSection) -> Loaded[PreferencePair]:
 
 def read_groups(source: SourceSection) -> Loaded[Group]:
     """Prompts with their completions, in the order of the file."""
-    return _read(source, "groups", GROUP_FORMATS, _make_group)
+    return _read(source, "groups", GROUP_FORMATS, make_group)
 
 
 def read_recorded_scores(path: str, score_field: str) -> dict[tuple[str, int], float | None]:
@@ -103,21 +104,21 @@ def read_recorded_scores(path: str, score_field: str) -> dict[tuple[str, int], f
     Of rows with the same prompt the first counts, as in `read_groups`.
     """
     source = SourceSection(path=path, fields={"rewards": score_field})
-    name = _name(source)
+    name = source_name(source)
     scores: dict[tuple[str, int], float | None] = {}
     seen: set[str] = set()
     for raw in raw_rows(path, source.split):
         try:
-            row = _columns(raw, source)
+            row = columns(raw, source)
             format = detect(row, RECORDED_FORMATS)
             if format not in RECORDED_FORMATS or row.get("rewards") is None:
                 raise BadRowError(
                     "missing_field", f"a row needs prompt, responses and {score_field}, a list of numbers"
                 )
             group = parse(row, format)
-            prompt = _make_prompt(group, name)
+            prompt = make_prompt(group, name)
         except BadRowError as bad:
-            raise InputError(_complaint(raw, bad)) from bad
+            raise InputError(complaint(raw, bad)) from bad
         if prompt.id not in seen:
             seen.add(prompt.id)
             scores |= {(prompt.id, index): score for index, score in enumerate(group.scores)}
@@ -139,19 +140,30 @@ def source_digest(source: SourceSection) -> str:
 def _read(
     source: SourceSection, noun: str, formats: tuple[DataFormat, ...], make: Callable[[Example, str], R]
 ) -> Loaded[R]:
-    name = _name(source)
+    return read_examples(source, noun, formats, make, _key)
+
+
+def read_examples(
+    source: SourceSection,
+    noun: str,
+    formats: tuple[DataFormat, ...],
+    make: Callable[[Example, str], T],
+    key: Callable[[T], str],
+) -> Loaded[T]:
+    """What `make` makes of each row in one of the formats; of rows with the same key the first counts."""
+    name = source_name(source)
     if source.path.startswith(BUILTIN):
         raise InputError(f"{source.path}: no {noun} there; built in are {_builtin_names()}")
     if source.format != "auto" and source.format not in formats:
         raise InputError(_no_such(noun, formats, source.format, name))
     format = source.format
     rows_in = 0
-    rows: dict[str, R] = {}
+    rows: dict[str, T] = {}
     reasons: list[str] = []
     for raw in islice(raw_rows(source.path, source.split), source.limit):
         rows_in += 1
         try:
-            row = _columns(raw, source)
+            row = columns(raw, source)
             if format == "auto":
                 format = _detected(raw, row, noun, formats)
             record = make(parse(row, format), name)
@@ -159,10 +171,10 @@ def _read(
             reasons.append(dropped.reason)
         except BadRowError as bad:
             if source.bad_rows == "stop":
-                raise InputError(_complaint(raw, bad)) from bad
+                raise InputError(complaint(raw, bad)) from bad
             reasons.append(bad.reason)
         else:
-            if rows.setdefault(_key(record), record) is not record:
+            if rows.setdefault(key(record), record) is not record:
                 reasons.append("duplicate")
     if not rows_in:
         raise InputError(f"{name}: no rows")
@@ -185,7 +197,7 @@ def _builtin_names() -> str:
     return ", ".join(BUILTIN + name for name in BUILTIN_NAMES)
 
 
-def _columns(raw: RawRow, source: SourceSection) -> Row:
+def columns(raw: RawRow, source: SourceSection) -> Row:
     """The row under prefloop's names. Raises InputError where the first row lacks a column to rename."""
     if isinstance(raw.value, Broken):
         raise BadRowError(*raw.value)
@@ -234,11 +246,12 @@ def _no_such(noun: str, formats: tuple[DataFormat, ...], format: DataFormat, fil
     )
 
 
-def _complaint(raw: RawRow, bad: BadRowError) -> str:
+def complaint(raw: RawRow, bad: BadRowError) -> str:
+    """A bad row in words, with its file and number."""
     return f"{raw.file} row {raw.number}: {bad}"
 
 
-def _name(source: SourceSection) -> str:
+def source_name(source: SourceSection) -> str:
     """The name under which rows remember their source."""
     return source.path.removeprefix(HUB) if source.path.startswith(HUB) else Path(source.path).name
 
@@ -246,7 +259,7 @@ def _name(source: SourceSection) -> str:
 # --- records ------------------------------------------------------------------------------------------------
 
 
-def _make_prompt(example: Example, name: str) -> Prompt:
+def make_prompt(example: Example, name: str) -> Prompt:
     _check_prompt(example.turns)
     return Prompt.of(example.turns, answer=example.answer, source=name)
 
@@ -292,7 +305,7 @@ def _make_text(example: Example, name: str) -> Text:
 
 
 def _make_pair(example: Example, name: str) -> PreferencePair:
-    prompt = _make_prompt(example, name)
+    prompt = make_prompt(example, name)
     chosen, rejected, margin = _best_and_worst(example)
     if chosen == rejected:
         raise DroppedRowError("identical")
@@ -309,30 +322,30 @@ def _make_pair(example: Example, name: str) -> PreferencePair:
 
 def _best_and_worst(example: Example) -> tuple[str, str, float]:
     """The two completions of a pair and their margin. Raises DroppedRowError for ties and groups of one."""
-    if example.ranked:
-        if len(example.completions) < 2:
-            raise DroppedRowError("short")
-        return example.completions[0], example.completions[-1], example.margin
-    if not example.scores:
-        raise BadRowError(
-            "no_scores", "the completions have no scores; add rewards, or let an annotator judge them"
-        )
-    scored = [
-        (score, text)
-        for score, text in zip(example.scores, example.completions, strict=True)
-        if score is not None
-    ]
-    if len(scored) < 2:
+    places = judged(example)
+    if len(places) < 2:
         raise DroppedRowError("short")
-    best = max(scored, key=lambda one: one[0])
-    worst = min(scored, key=lambda one: one[0])
-    if best[0] == worst[0]:
+    best = max(places, key=lambda place: places[place])
+    worst = min(places, key=lambda place: places[place])
+    if places[best] == places[worst]:
         raise DroppedRowError("tie")
-    return best[1], worst[1], best[0] - worst[0]
+    return example.completions[best], example.completions[worst], example.lead(best, worst)
 
 
-def _make_group(example: Example, name: str) -> Group:
-    prompt = _make_prompt(example, name)
+def judged(example: Example) -> dict[int, float]:
+    """What the row says about each completion that it judges, larger for the better, by place."""
+    if example.all_bad:
+        raise DroppedRowError("all_bad")
+    if not example.values and not example.ranked:
+        raise BadRowError(
+            "no_scores",
+            "the completions have no scores; add rewards or ranks, or let an annotator judge them",
+        )
+    return {place: value for place, value in enumerate(example.values) if value is not None}
+
+
+def make_group(example: Example, name: str) -> Group:
+    prompt = make_prompt(example, name)
     if not example.completions:
         raise BadRowError("no_completions", "no completions; a group needs at least one")
     for index, text in enumerate(example.completions):

@@ -44,6 +44,8 @@ ROLES: dict[str, Role] = {role: role for role in get_args(Role)}
 HH_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")
 """Start of a turn in an HH-RLHF transcript."""
 HH_ANSWER = "\n\nAssistant:"
+ALL_BAD = "all_bad"
+"""In place of a choice, where no completion was good enough."""
 GSM8K_MARK = "####"
 """What comes before the final answer in a GSM8K solution."""
 
@@ -77,10 +79,29 @@ class Example:
     """Whether the completions are in order of preference, best first."""
     margin: float = 1.0
     """Of the first completion over the last, where they are ranked; 1 is a certain comparison."""
+    ranks: tuple[float | None, ...] = ()
+    """One a completion, where the row has ranks, 1 for the best; equal ones are ties, None is not judged."""
+    all_bad: bool = False
+    """Whether none of the completions was found good enough to choose."""
     answer: str | None = None
     """The reference answer."""
     desirable: bool = True
     """False where the row labels its completion as bad."""
+
+    @property
+    def values(self) -> tuple[float | None, ...]:
+        """One a completion, larger for the better, from the order, the ranks or the scores; nothing where none are."""
+        if self.ranked:
+            return tuple(-float(place) for place in range(len(self.completions)))
+        return tuple(None if rank is None else -rank for rank in self.ranks) or self.scores
+
+    def lead(self, better: int, worse: int) -> float:
+        """Margin of one completion over another: the difference of scores; 1 where a ranking only orders them."""
+        if self.ranked or self.ranks:
+            return self.margin
+        high, low = self.scores[better], self.scores[worse]
+        assert high is not None and low is not None, "the caller compares judged completions"
+        return high - low
 
 
 def detect(row: Row, readable: Collection[DataFormat]) -> DataFormat | None:
@@ -115,7 +136,7 @@ def parse(row: Row, format: DataFormat) -> Example:
         case "alpaca":
             return _alpaca(row)
         case "text":
-            return Example((), (_text(_field(row, "text"), "text"),))
+            return Example((), (text_field(row, "text"),))
         case "auto":
             raise ValueError("the format of the row must be known")
 
@@ -165,7 +186,7 @@ def _preference(row: Row) -> Example:
 
 
 def _hh(row: Row) -> Example:
-    chosen, rejected = (_text(_field(row, name), name) for name in ("chosen", "rejected"))
+    chosen, rejected = (text_field(row, name) for name in ("chosen", "rejected"))
     if chosen.rpartition(HH_ANSWER)[0] != rejected.rpartition(HH_ANSWER)[0]:
         raise DroppedRowError("unequal_prompts")
     *turns, answer = _transcript(chosen, "chosen")
@@ -197,7 +218,7 @@ def _ultrafeedback(row: Row) -> Example:
     if row.get("completions") is None:
         return _preference(row)
     turns = (_user(_field(row, "instruction"), "instruction"),)
-    answers = _list(row, "completions")
+    answers = list_field(row, "completions")
     scores = [_ultrafeedback_score(answer, place) for place, answer in enumerate(answers)]
     return Example(turns, _completion_texts(answers), scores=tuple(scores))
 
@@ -221,23 +242,44 @@ def _group(row: Row) -> Example:
     if name is None and row.get("context_messages") is not None:
         return prompt
     name = name or COMPLETIONS_FIELDS[0]
-    texts = _completion_texts(_list(row, name))
-    scores: tuple[float | None, ...] = ()
-    if row.get("rewards") is not None:
-        rewards = _list(row, "rewards")
-        if len(rewards) != len(texts):
-            message = (
-                f"{len(rewards)} scores for {len(texts)} completions; give one each, null for not judged"
-            )
-            raise BadRowError("unequal_lengths", message)
-        scores = tuple(_score(value, place) for place, value in enumerate(rewards))
-    return replace(prompt, completions=texts, scores=scores, ranked=name == "ranked_responses")
+    texts = _completion_texts(list_field(row, name))
+    said = replace(prompt, completions=texts, ranked=name == "ranked_responses")
+    if row.get("choice") is not None:
+        return _choice(said, row["choice"])
+    return replace(
+        said, scores=_per_completion(row, "rewards", texts), ranks=_per_completion(row, "ranks", texts)
+    )
+
+
+def _per_completion(row: Row, name: str, texts: tuple[str, ...]) -> tuple[float | None, ...]:
+    """One number or None a completion; nothing where the row does not have them."""
+    if row.get(name) is None:
+        return ()
+    values = list_field(row, name)
+    noun = "scores" if name == "rewards" else name
+    if len(values) != len(texts):
+        message = f"{len(values)} {noun} for {len(texts)} completions; give one each, null for not judged"
+        raise BadRowError("unequal_lengths", message)
+    return tuple(_score(value, place, noun.removesuffix("s")) for place, value in enumerate(values))
+
+
+def _choice(said: Example, value: object) -> Example:
+    """A choice of the best: the place of a completion, from 0, or that all are bad."""
+    if value == ALL_BAD:
+        return replace(said, all_bad=True)
+    places = range(len(said.completions))
+    if isinstance(value, bool) or not isinstance(value, int) or value not in places:
+        raise BadRowError(
+            "bad_choice",
+            f"choice is {value!r}; use the place of the best completion, 0 to {len(places) - 1}, or {ALL_BAD!r}",
+        )
+    return replace(said, ranks=tuple(1.0 if place == value else 2.0 for place in places))
 
 
 def _alpaca(row: Row) -> Example:
-    instruction = _text(_field(row, "instruction"), "instruction")
+    instruction = text_field(row, "instruction")
     if row.get("instances") is not None:  # the data that Alpaca grew out of nests input and output
-        instances = _list(row, "instances")
+        instances = list_field(row, "instances")
         if len(instances) != 1 or not isinstance(instances[0], Mapping):
             raise BadRowError("wrong_type", f"{len(instances)} instances; write one row for each")
         row = {**row, **instances[0]}
@@ -287,6 +329,11 @@ def kind_of(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
+def text_field(row: Row, name: str) -> str:
+    """A text in a row. Raises BadRowError where there is none."""
+    return _text(_field(row, name), name)
+
+
 def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
         raise _wrong(name, value, "text")
@@ -297,7 +344,8 @@ def _text(value: object, name: str) -> str:
     return value
 
 
-def _list(row: Row, name: str, wanted: str = "a list") -> list[object]:
+def list_field(row: Row, name: str, wanted: str = "a list") -> list[object]:
+    """A list in a row. Raises BadRowError where there is none."""
     value = _field(row, name)
     if not isinstance(value, list | tuple):
         raise _wrong(name, value, wanted)
@@ -315,12 +363,12 @@ def _number(value: object, name: str) -> float:
     return number
 
 
-def _score(value: object, place: int) -> float | None:
+def _score(value: object, place: int, noun: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRowError("bad_score", f"the score of completion {place} is {value!r}; use a number or null")
-    return _number(value, f"the score of completion {place}")
+        raise BadRowError("bad_score", f"the {noun} of completion {place} is {value!r}; use a number or null")
+    return _number(value, f"the {noun} of completion {place}")
 
 
 def _label(value: object) -> bool:
@@ -371,7 +419,7 @@ def _answered(row: Row, name: str, prompt: Turns) -> tuple[Turns, str]:
 
 def _turns(row: Row, name: str, roles: Mapping[str, Role] = ROLES) -> Turns:
     turns: list[Message] = []
-    for number, turn in enumerate(_list(row, name, "text or a list of turns"), 1):
+    for number, turn in enumerate(list_field(row, name, "text or a list of turns"), 1):
         if not isinstance(turn, Mapping):
             raise _wrong(f"{name}, turn {number},", turn, "an object with role and content")
         role = turn.get("role", turn.get("from"))
