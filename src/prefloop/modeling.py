@@ -49,6 +49,12 @@ UNUSED_TOKEN = re.compile(r"[<\[].*(pad|reserved_special).*[>\]]", re.IGNORECASE
 """Tokens that a vocabulary keeps for padding or for nothing."""
 HEAD = "score.weight"
 """The scalar head of a reward model."""
+REWARD_NOTES = "prefloop_reward"
+"""Key of config.json under which a reward model says what it is and how its scores are shifted and scaled."""
+SCALAR_KINDS = frozenset({"bradley_terry", "margin_ranking", "plackett_luce", "sparrow"})
+"""Reward models that are a transformers model with one output and nothing else."""
+SCORING_KINDS = SCALAR_KINDS | {"ensemble", "multi_objective", "process"}
+"""Reward models that score completions, whatever they are made of."""
 TINY_VOCABULARY = 1024
 TINY_SHAPE = {
     "hidden_size": 128,
@@ -186,8 +192,10 @@ def load_policy(
     return on_device(_complete(str(path), loaded), runtime).eval()
 
 
-def load_reward_model(path: Path | str, runtime: RuntimeSection) -> tuple[PreTrainedModel, Codec]:
-    """A scalar reward model and its codec. Refuses pairwise and multi-objective models, and pad = eos."""
+def load_reward_model(
+    path: Path | str, runtime: RuntimeSection, *, kinds: frozenset[str] = SCALAR_KINDS
+) -> tuple[PreTrainedModel, Codec]:
+    """A reward model of one of the kinds and its codec. Refuses pairwise and classification models, and pad = eos."""
     check_model_folder(str(path))
     with _reading(str(path), "reward model"):
         config = AutoConfig.from_pretrained(path)
@@ -197,6 +205,8 @@ def load_reward_model(path: Path | str, runtime: RuntimeSection) -> tuple[PreTra
                 f"{path}: has {config.num_labels} outputs, so it is a multi-objective or classification model; "
                 "a scalar reward model has one"
             )
+        if (kind := reward_notes(config).get("kind", "bradley_terry")) not in kinds:
+            raise InputError(f"{path}: is a reward model of kind {kind}, which gives no single score here")
         tokenizer = load_tokenizer(str(path))
         check_tokenizer_has_distinct_pad(tokenizer, str(path))
         loaded = AutoModelForSequenceClassification.from_pretrained(
@@ -209,6 +219,16 @@ def load_reward_model(path: Path | str, runtime: RuntimeSection) -> tuple[PreTra
     model = _complete(str(path), loaded)
     model.config.pad_token_id = tokenizer.pad_token_id
     return on_device(model, runtime).eval(), Codec(tokenizer)
+
+
+def reward_notes(config: Any) -> dict[str, Any]:
+    """What a reward model that prefloop trained says about itself; nothing for others."""
+    return getattr(config, REWARD_NOTES, None) or {}
+
+
+def note_reward(model: PreTrainedModel, **notes: object) -> None:
+    """Adds to what the model says about itself; saved with it."""
+    setattr(model.config, REWARD_NOTES, reward_notes(model.config) | notes)
 
 
 CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -318,7 +338,17 @@ def new_reward_model(trunk: Path | str, runtime: RuntimeSection) -> tuple[PreTra
         )
     model = _complete(str(trunk), loaded, made_here=frozenset({HEAD}))
     nn.init.zeros_(model.get_parameter(HEAD))
+    setattr(model.config, REWARD_NOTES, {})  # of the reward model that it starts from, if it does
     return on_device(model, runtime), Codec(tokenizer)
+
+
+def layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    """The blocks of a model's trunk, in the order in which they are computed. Raises InputError where there are none."""
+    number = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == number:
+            return list(module)
+    raise InputError(f"{type(model).__name__}: its layers cannot be told apart by their number, {number}")
 
 
 def save_model(

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prefloop.config.section import Section
 
@@ -16,6 +16,10 @@ class RuntimeSection(Section):
     """Where models run."""
     num_processes: int = Field(default=1, ge=1)
     """Training processes on this machine (data parallel)."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """`fsdp`: training processes share weights, gradients and optimiser state instead of holding a copy each."""
+    deepspeed: str | None = None
+    """A JSON file with DeepSpeed's `zero_optimization`, which then takes the place of `sharding`."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves the choice to torch."""
     microbatch_tokens: int = Field(default=8192, ge=1)
@@ -32,3 +36,9 @@ class RuntimeSection(Section):
     """Optimiser steps between checkpoints inside a training stage."""
     trackers: list[Literal["wandb", "tensorboard", "trackio"]] = []
     """Where metrics go besides metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _one_way_to_share(self) -> "RuntimeSection":
+        if self.deepspeed is not None and self.sharding != "none":
+            raise ValueError("deepspeed: takes the place of sharding; keep one of the two")
+        return self

@@ -5,10 +5,8 @@ divided by the global count of the optimiser step, so that gradients do not depe
 or spread over processes. Checkpoints make a killed stage continue to the same weights.
 """
 
-import json
-import logging
+import contextlib
 import math
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,18 +17,25 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 from prefloop.batches import microbatches
 from prefloop.config import RuntimeSection, TrainingSection
-from prefloop.interfaces import PrefloopError, Progress
+from prefloop.interfaces import InputError, PrefloopError, Progress
+from prefloop.store import write_json
+from prefloop.train import checkpoints
+from prefloop.train.checkpoints import CHECKPOINTS, MetricsLog
+from prefloop.train.optimizers import Average, make_schedule
+from prefloop.train.sharding import Spread, fill, spread, whole_on_cpu
+from prefloop.train.throughput import Throughput, Work, summary
+
+__all__ = ["CHECKPOINTS", "Metrics", "Task", "batches_of", "fit", "planned_steps"]
 
 Item = TypeVar("Item")
 Metrics = Mapping[str, Tensor]
 """Sums over a microbatch, by name."""
-CHECKPOINTS = "checkpoints"
 OFFENDERS_NAMED = 5
 
 
@@ -48,22 +53,39 @@ class Task(Generic[Item]):
     loss: Callable[[nn.Module, Sequence[Item]], tuple[Tensor, Metrics]]
     """Summed loss and summed metrics of a microbatch."""
     before_step: Callable[[nn.Module, Sequence[Sequence[Item]], Accelerator], None] | None = None
-    """Called with this process's microbatches before a step, for losses that need all items of it."""
+    """Called with this process's microbatches before a step, for losses that need all items of it; one forward pass each."""
     after_step: Callable[[nn.Module, int], None] | None = None
     """Called with the number of the step after the weights have changed."""
     kept: Sequence[Any] = ()
-    """What else changes during training; saved and restored by its `state_dict` and `load_state_dict`."""
+    """What else changes during training; saved and restored by its `state_dict`, of tensors and plain values, and
+    `load_state_dict`."""
+    work: Callable[[Item], Work] | None = None
+    """What an item takes, for the metrics of throughput; left out, there are none."""
 
 
 @dataclass
 class TrainState:
     """What a step changes."""
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
+    spread: Spread
+    scheduler: LRScheduler
+    average: Average | None
     step: int = 0
     tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a step is computed, and how."""
+
+    options: TrainingSection
+    runtime: RuntimeSection
+    accelerator: Accelerator
+    dtype: str
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Multiplies matrices in the configured type; weights stay as they are."""
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
 
 def planned_steps(num_items: int, options: TrainingSection) -> int:
@@ -87,33 +109,40 @@ def fit(
 ) -> dict[str, float]:
     """Trains `model` in place for `steps` optimiser steps, resuming from the last checkpoint in `folder`.
 
-    Returns summary figures. Raises PrefloopError when the loss is no longer finite, before the weights change.
+    Returns summary figures that are the same for every run; those of speed and memory go to `logs/throughput.json`. Raises
+    PrefloopError when the loss or its gradient is no longer finite, before the weights change.
     """
-    accelerator = Accelerator(
-        mixed_precision="bf16" if dtype == "bfloat16" else "no", cpu=runtime.device == "cpu"
-    )
-    set_seed(seed)
-    state = _prepare(model, options, steps, accelerator)
-    accelerator.register_for_checkpointing(*task.kept)
-    saved = _restore(state, accelerator, folder)
+    # autocast is ours: accelerate's setting cannot be changed within a process
+    accelerator = Accelerator(mixed_precision="no", cpu=runtime.device == "cpu")
+    here = Surroundings(options, runtime, accelerator, dtype)
+    set_seed(seed, device_specific=True)
+    state = _start(model, task, here, steps)
+    saved = _restore(state, task, here, folder)
     log = MetricsLog(folder / "logs" / "metrics.jsonl", upto=state.step, enabled=accelerator.is_main_process)
+    speed = _speed(task, here)
     started = time.monotonic()
-    batches = batches_of(task.items, options, steps=steps, seed=seed)
-    state.model.train()
-    for step, items in enumerate(batches):
+    state.spread.module.train()
+    for step, items in enumerate(batches_of(task.items, options, steps=steps, seed=seed)):
         if step < state.step:
             continue
-        metrics = update(state, task, items, options, accelerator, runtime)
+        step_started = time.perf_counter()
+        metrics = update(state, task, items, here)
         state.step = step + 1
         state.tokens += sum(map(task.tokens, items))
+        metrics |= speed(items, time.perf_counter() - step_started)
         log.write({"step": state.step, **metrics, "train/seconds": round(time.monotonic() - started, 3)})
-        progress(state.step, steps, f"loss {metrics['train/loss']:.3f}")
+        progress(state.step, steps, _note(metrics))
         if state.step % runtime.save_every_steps == 0 and state.step < steps:
-            saved = _save(state, accelerator, folder, saved)
-    state.model.eval()
+            saved = _save(state, task, here, folder, saved)
+    if state.average is not None:
+        state.average.write()
+    state.spread.finish()
+    model.eval()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        checkpoints.clear(folder)
+        if task.work is not None:
+            write_json(folder / "logs" / "throughput.json", summary(log.rows))
     return {
         "steps": state.step,
         "tokens": state.tokens,
@@ -122,85 +151,139 @@ def fit(
     }
 
 
+def _start(model: nn.Module, task: Task[Item], here: Surroundings, steps: int) -> TrainState:
+    """The state before the first step. Raises InputError for what cannot be combined."""
+    options = here.options
+    if here.runtime.deepspeed is not None:
+        unknown = {"ema_decay": options.ema_decay, "the objective": task.after_step}
+        for name, value in unknown.items():
+            if value is not None:
+                raise InputError(
+                    f"runtime.deepspeed: {name} reads the weights between steps, and DeepSpeed hides them; "
+                    "use sharding: fsdp"
+                )
+    spread_out = spread(model, options, here.accelerator, here.runtime)
+    mean = None
+    if options.ema_decay is not None:
+        mean = Average(spread_out.weights, decay=options.ema_decay)
+    return TrainState(spread_out, make_schedule(spread_out.optimizer, options, steps=steps), mean)
+
+
 def update(
-    state: TrainState,
-    task: Task[Item],
-    items: Sequence[Item],
-    options: TrainingSection,
-    accelerator: Accelerator,
-    runtime: RuntimeSection,
+    state: TrainState, task: Task[Item], items: Sequence[Item], here: Surroundings
 ) -> dict[str, float]:
     """One optimiser step on `items`; returns metrics averaged over the whole step."""
+    accelerator, trained = here.accelerator, state.spread.module
     total = sum(map(task.count, items)) or 1.0
     sums: dict[str, Any] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
-    passes = _passes(task, items, accelerator, runtime)
-    if task.before_step is not None:
-        task.before_step(state.model, [part for part, counts in passes if counts], accelerator)
+    passes = _passes(task, items, here, even=state.spread.even)
+    _look_ahead(trained, task, passes, here)
     for number, (microbatch, counts) in enumerate(passes, 1):
-        last = number == len(passes)
-        with accelerator.accumulate(state.model) if last else accelerator.no_sync(state.model):
-            with accelerator.autocast():
-                loss, metrics = task.loss(state.model, microbatch)
+        with state.spread.microbatch(last=number == len(passes)):
+            with here.autocast():
+                loss, metrics = task.loss(trained, microbatch)
             # processes average their gradients; the global count wants their sum
-            accelerator.backward(loss * (counts * accelerator.num_processes / total))
-        if counts:
-            for name, value in {"loss": loss, **metrics}.items():
-                sums[name] = sums[name] + value.detach()
-    norm: Any = accelerator.clip_grad_norm_(state.model.parameters(), options.max_grad_norm)
-    gathered: dict[str, Any] = {name: accelerator.reduce(value, "sum") for name, value in sums.items()}
-    means = {f"train/{name}": float(value) / total for name, value in gathered.items()}
-    means |= {"train/grad_norm": float(norm or 0.0), "train/learning_rate": _learning_rate(state)}
-    if not (math.isfinite(means["train/loss"]) and math.isfinite(means["train/grad_norm"])):
-        raise _not_finite(state, task, items, means, options, accelerator)
-    state.optimizer.step()
+            state.spread.backward(loss * (counts * accelerator.num_processes / total))
+        for name, value in {"loss": loss, **metrics}.items():
+            sums[name] = sums[name] + (value.detach() if counts else 0)
+    names = sorted(sums)  # every process has the same, also one whose passes do not count
+    values: Any = accelerator.reduce(torch.stack([sums[name].float() for name in names]), "sum")
+    means = {f"train/{name}": value / total for name, value in zip(names, values.tolist(), strict=True)}
+    fine = math.isfinite(means["train/loss"])
+    norm = state.spread.clip(here.options.max_grad_norm) if fine else math.nan
+    means |= {"train/grad_norm": norm, "train/learning_rate": float(state.scheduler.get_last_lr()[0])}
+    if not math.isfinite(norm):
+        raise _not_finite(state, task, items, means, here)
+    state.spread.step()
     state.scheduler.step()
-    state.optimizer.zero_grad(set_to_none=True)
+    if state.average is not None:
+        state.average.update()
     if task.after_step is not None:
-        task.after_step(state.model, state.step + 1)
+        task.after_step(trained, state.step + 1)
     return means
 
 
+def _look_ahead(
+    trained: nn.Module, task: Task[Item], passes: list[tuple[list[Item], bool]], here: Surroundings
+) -> None:
+    """Lets the task see all microbatches before the step; processes with fewer of them keep step."""
+    if task.before_step is None:
+        return
+    with here.autocast():
+        for microbatch, counts in passes:
+            if not counts:
+                with torch.no_grad():
+                    task.loss(trained, microbatch)
+        task.before_step(trained, [part for part, counts in passes if counts], here.accelerator)
+
+
 def _passes(
-    task: Task[Item], items: Sequence[Item], accelerator: Accelerator, runtime: RuntimeSection
+    task: Task[Item], items: Sequence[Item], here: Surroundings, *, even: bool
 ) -> list[tuple[list[Item], bool]]:
-    """This process's microbatches, as many as every process has; those that only keep step do not count."""
-    ranks = accelerator.num_processes
+    """This process's microbatches, at least one, or as many as every process has; those that only keep step do not count."""
+    ranks = here.accelerator.num_processes
     all_parts = [
-        microbatches(items[rank::ranks], task.tokens, max_tokens=runtime.microbatch_tokens)
+        microbatches(items[rank::ranks], task.tokens, max_tokens=here.runtime.microbatch_tokens)
         for rank in range(ranks)
     ]
-    mine = all_parts[accelerator.process_index]
-    spare = max(map(len, all_parts)) - len(mine)
-    return [([items[0]], False)] * spare + [(part, True) for part in mine]
+    mine = all_parts[here.accelerator.process_index]
+    wanted = max(map(len, all_parts)) if even else 1
+    filler = mine[0][:1] if mine else [items[0]]
+    return [(filler, False)] * (wanted - len(mine)) + [(part, True) for part in mine]
 
 
-def _learning_rate(state: TrainState) -> float:
-    return float(state.scheduler.get_last_lr()[0])
+def _speed(task: Task[Item], here: Surroundings) -> Callable[[Sequence[Item], float], dict[str, float]]:
+    """Metrics of a step from its items and seconds; none where the task does not say what an item takes."""
+    if task.work is None:
+        return lambda items, seconds: {}
+    work, accelerator = task.work, here.accelerator
+    throughput = Throughput.of(accelerator.device, here.dtype, num_processes=accelerator.num_processes)
+    return lambda items, seconds: throughput.metrics([work(item) for item in items], seconds)
+
+
+def _note(metrics: Mapping[str, float]) -> str:
+    """What the progress bar says beside the time left."""
+    note = f"loss {metrics['train/loss']:.3f}"
+    if "train/tokens_per_s" in metrics:
+        note += (
+            f", {metrics['train/tokens_per_s']:,.0f} tokens/s, {metrics['train/matmul_share']:.0%} of matmul rate, "
+            f"{metrics['train/peak_memory_gb']:.1f} GB"
+        )
+    return note
+
+
+# --- what is not finite ----------------------------------------------------------------------------------------------
 
 
 def _not_finite(
-    state: TrainState,
-    task: Task[Item],
-    items: Sequence[Item],
-    means: dict[str, float],
-    options: TrainingSection,
-    accelerator: Accelerator,
+    state: TrainState, task: Task[Item], items: Sequence[Item], means: dict[str, float], here: Surroundings
 ) -> PrefloopError:
     """The error for a step whose loss or gradient is not a number; names the rows it comes from, each tried alone."""
-    offenders = []
-    with torch.no_grad(), accelerator.autocast():
-        for item in items:
-            loss = task.loss(state.model, [item])[0]
-            if not math.isfinite(float(loss)):
-                offenders.append(task.name(item))
+    state.spread.optimizer.zero_grad(set_to_none=True)
+    ranks, rank = here.accelerator.num_processes, here.accelerator.process_index
+    mine = items if state.spread.even else items[rank::ranks]
+    found = {task.name(item) for item in mine if not _is_finite(state, task, item, here)}
+    found = set(gather_object(sorted(found)))
+    offenders = [name for name in map(task.name, items) if name in found]
     more = len(offenders) - OFFENDERS_NAMED
     named = "; ".join(offenders[:OFFENDERS_NAMED]) + (f"; and {more} more" if more > 0 else "")
     where = f"it comes from {named}" if offenders else "no row alone causes it"
+    if len(offenders) == len(items) > 1:
+        where = "every row causes it"
     return PrefloopError(
         f"step {state.step + 1}: the loss is {means['train/loss']:g} and the gradient norm {means['train/grad_norm']:g}; "
-        f"{where}. Nothing was changed in this step; lower the learning rate ({options.learning_rate:g}), "
+        f"{where}. Nothing was changed in this step; lower the learning rate ({here.options.learning_rate:g}), "
         "or remove the rows"
     )
+
+
+def _is_finite(state: TrainState, task: Task[Item], item: Item, here: Surroundings) -> bool:
+    """Whether an item's own loss and gradient are."""
+    with state.spread.microbatch(last=False):
+        with here.autocast():
+            loss = task.loss(state.spread.module, [item])[0]
+        gradient = state.spread.tried(loss)
+    return math.isfinite(float(loss.detach())) and gradient
 
 
 def batches_of(
@@ -227,85 +310,43 @@ def _stream(number: int, seed: int) -> Iterator[int]:
         epoch += 1
 
 
-def _prepare(model: nn.Module, options: TrainingSection, steps: int, accelerator: Accelerator) -> TrainState:
-    # tied embeddings are saved once, as they should be; accelerate warns about it at every checkpoint
-    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(
-        weights, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.999), fused=True
-    )
-    scheduler = get_scheduler(
-        options.schedule if options.schedule != "constant" else "constant_with_warmup",
-        optimizer,
-        num_warmup_steps=math.ceil(options.warmup_ratio * steps),
-        num_training_steps=steps,
-    )
-    model, optimizer = accelerator.prepare(model, optimizer)
-    return TrainState(model, optimizer, scheduler)
-
-
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
-def _save(state: TrainState, accelerator: Accelerator, folder: Path, previous: Path | None) -> Path:
-    """Saves everything a killed stage needs; the old checkpoint goes only when the new one is whole."""
-    target = folder / CHECKPOINTS / f"step-{state.step:08d}"
-    temporary = target.with_suffix(".tmp")
-    accelerator.save_state(str(temporary))
-    if accelerator.is_main_process:
-        torch.save(state.scheduler.state_dict(), temporary / "scheduler.pt")
-        (temporary / "progress.json").write_text(json.dumps({"step": state.step, "tokens": state.tokens}))
-        temporary.rename(target)
-        if previous is not None:
-            shutil.rmtree(previous)
-    accelerator.wait_for_everyone()
-    return target
+def _save(
+    state: TrainState, task: Task[Item], here: Surroundings, folder: Path, previous: Path | None
+) -> Path:
+    everything = {
+        "step": state.step,
+        "tokens": state.tokens,
+        "spread": state.spread.state(),
+        "scheduler": state.scheduler.state_dict(),
+        "average": whole_on_cpu(state.average.values) if state.average is not None else None,
+        "kept": [one.state_dict() for one in task.kept],
+    }
+    return checkpoints.save(
+        everything,
+        folder,
+        step=state.step,
+        process=here.accelerator.process_index,
+        wait=here.accelerator.wait_for_everyone,
+        previous=previous,
+    )
 
 
-def _restore(state: TrainState, accelerator: Accelerator, folder: Path) -> Path | None:
-    """Loads the newest whole checkpoint; returns its folder."""
-    found = sorted(path for path in (folder / CHECKPOINTS).glob("step-*") if path.suffix != ".tmp")
-    if not found:
+def _restore(state: TrainState, task: Task[Item], here: Surroundings, folder: Path) -> Path | None:
+    """Goes on from the newest whole checkpoint; returns its folder."""
+    if here.accelerator.is_main_process:
+        checkpoints.clear(folder, unfinished_only=True)
+    found = checkpoints.newest(folder)
+    if found is None:
         return None
-    accelerator.load_state(str(found[-1]))
-    state.scheduler.load_state_dict(torch.load(found[-1] / "scheduler.pt", weights_only=True))
-    progress = json.loads((found[-1] / "progress.json").read_text())
-    state.step, state.tokens = progress["step"], progress["tokens"]
-    return found[-1]
-
-
-class MetricsLog:
-    """A JSONL file of step metrics; on resume, rows after the checkpoint are cut off."""
-
-    def __init__(self, path: Path, *, upto: int, enabled: bool) -> None:
-        self._path = path
-        self._enabled = enabled
-        self._rows: list[dict[str, float]] = []
-        if path.is_file():
-            self._rows = [row for row in _whole_rows(path) if row["step"] <= upto]
-        if enabled:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
-
-    def write(self, row: dict[str, float]) -> None:
-        """Appends the metrics of one step."""
-        rounded = {name: round(value, 8) for name, value in row.items()}
-        self._rows.append(rounded)
-        if self._enabled:
-            with self._path.open("a") as file:
-                file.write(json.dumps(rounded) + "\n")
-
-    def first_and_last(self, window: int = 10) -> dict[str, float]:
-        """Mean loss over the first and the last few steps."""
-        losses = [row["train/loss"] for row in self._rows]
-        window = min(window, max(1, len(losses) // 2))
-        return {
-            "loss_first": round(sum(losses[:window]) / window, 6),
-            "loss_last": round(sum(losses[-window:]) / window, 6),
-        }
-
-
-def _whole_rows(path: Path) -> Iterator[dict[str, float]]:
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):  # a kill can leave half a line
-            yield json.loads(line)
+    saved = checkpoints.load(found, process=here.accelerator.process_index)
+    state.spread.load(saved["spread"])
+    state.scheduler.load_state_dict(saved["scheduler"])
+    if state.average is not None:
+        fill(state.average.values, saved["average"])
+    for one, values in zip(task.kept, saved["kept"], strict=True):
+        one.load_state_dict(values)
+    state.step, state.tokens = saved["step"], saved["tokens"]
+    return found

@@ -21,10 +21,12 @@ from prefloop.launch import processes
 from prefloop.losses import PairLogps, ld_weights, nll, plackett_luce_loss, shaped_logratios, wpo_weights
 from prefloop.modeling import Dtype, load_codec, load_policy, save_model, settle
 from prefloop.records import PreferencePair
-from prefloop.train.adapters import merged, with_adapters
+from prefloop.train.adapters import merged, trainable
 from prefloop.train.groups import PairGroup, PairIndex, grouped, index_pairs, ranks, with_foreign
 from prefloop.train.loop import CHECKPOINTS, Metrics, Task, fit, planned_steps
 from prefloop.train.reference import with_reference
+from prefloop.train.sharding import whole
+from prefloop.train.throughput import training_cost
 from prefloop.train.whole_step import PairTerms, WholeStep, weighted_losses
 
 
@@ -56,10 +58,10 @@ def train_policy(job: PolicyJob, progress: Progress) -> dict[str, Any]:
     groups = _with_reference([*encoded, *held_out], job, codec, progress)
     training, validation = groups[: len(encoded)], groups[len(encoded) :]
     model = load_policy(job.start, job.runtime)
-    if job.runtime.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
     module = LogpsModule(model, pad_id=codec.pad_id, runtime=job.runtime)
-    module.model = with_adapters(model, job.options.lora, task="CAUSAL_LM")
+    module.model = trainable(
+        model, job.options, task="CAUSAL_LM", dtype=job.dtype, seed=job.seed, runtime=job.runtime
+    )
     objective = Preferences(module, job.options, moving=_moving_reference(job, codec))
     stats: dict[str, Any] = fit(
         module,
@@ -72,6 +74,7 @@ def train_policy(job: PolicyJob, progress: Progress) -> dict[str, Any]:
         folder=job.out,
         progress=progress,
     )
+    module.model = merged(module.model)
     stats["validation"] = objective.validate(validation) if validation else None
     stats |= {
         "pairs": len(job.pairs),
@@ -81,7 +84,7 @@ def train_policy(job: PolicyJob, progress: Progress) -> dict[str, Any]:
         "shares_prompts": module.shares,
     }
     if processes(job.runtime).is_main_process:
-        save_model(merged(module.model), codec.tokenizer, job.out / "model", dtype=job.dtype)
+        save_model(module.model, codec.tokenizer, job.out / "model", dtype=job.dtype)
     return stats
 
 
@@ -149,7 +152,7 @@ class MovingReference:
         """Moves the reference towards the policy when it is time: reference + weight (policy - reference)."""
         if step % self.options.every_steps == 0:
             for reference, policy in zip(self.module.parameters(), trained.parameters(), strict=True):
-                reference.lerp_(policy.to(reference), self.options.weight)
+                reference.lerp_(whole(policy).to(reference), self.options.weight)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
@@ -173,6 +176,7 @@ class Preferences:
 
     def task(self, groups: Sequence[PairGroup]) -> Task[PairGroup]:
         """Training on the groups."""
+        work = training_cost(self.module)
         return Task(
             groups,
             tokens=lambda group: cost(group.tokens, self.module),
@@ -185,6 +189,7 @@ class Preferences:
                 *([self.moving] if self.moving else []),
                 *([self.whole_step.mean] if self.whole_step else []),
             ],
+            work=lambda group: work.of(group.tokens),
         )
 
     def loss(self, trained: Any, groups: Sequence[PairGroup]) -> tuple[Tensor, Metrics]:

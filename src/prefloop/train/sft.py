@@ -15,8 +15,9 @@ from prefloop.interfaces import InputError, Progress
 from prefloop.launch import processes
 from prefloop.modeling import Dtype, load_codec, load_policy, save_model, settle
 from prefloop.records import Demonstration, Text
-from prefloop.train.adapters import merged, with_adapters
+from prefloop.train.adapters import merged, trainable
 from prefloop.train.loop import Metrics, Task, fit, planned_steps
+from prefloop.train.throughput import training_cost
 
 NAME_TOKENS = 12
 """Tokens by which a row is named in errors."""
@@ -43,10 +44,10 @@ def train_sft(job: SftJob, progress: Progress) -> dict[str, Any]:
     texts = draw_texts(job.texts, len(job.demonstrations), job.options.text_share, seed=job.seed)
     rows, cut_rows = encode(job.demonstrations, texts, codec, job.options)
     model = load_policy(job.start, job.runtime)
-    if job.runtime.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
     module = LogpsModule(model, pad_id=codec.pad_id, runtime=job.runtime)
-    module.model = with_adapters(model, job.options.lora, task="CAUSAL_LM")
+    module.model = trainable(
+        model, job.options, task="CAUSAL_LM", dtype=job.dtype, seed=job.seed, runtime=job.runtime
+    )
 
     def loss(trained: Any, items: Sequence[TokenGroup]) -> tuple[Tensor, Metrics]:
         device = next(trained.parameters()).device
@@ -59,6 +60,7 @@ def train_sft(job: SftJob, progress: Progress) -> dict[str, Any]:
         count=lambda row: float(row.num_completion_tokens),
         name=lambda row: codec.decode(row.completions[0][:NAME_TOKENS]),
         loss=loss,
+        work=training_cost(module).of,
     )
     stats: dict[str, Any] = fit(
         module,

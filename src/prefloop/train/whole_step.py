@@ -69,7 +69,9 @@ class WholeStep:
 
     def loss(self, pair: PairLogps, groups: Sequence[PairGroup]) -> Tensor:
         """The microbatch's share of the step's loss, with the step's gradient."""
-        found = [self._found[group.name] for group in groups]
+        # a row of another process, computed only to keep step, carries nothing back
+        nothing = {one.name: (pair.chosen.new_zeros(len(one.pairs)),) * 3 for one in groups}
+        found = [self._found.get(one.name, nothing[one.name]) for one in groups]
         chosen, rejected, losses = (torch.cat(one) for one in zip(*found, strict=True))
         linear = (chosen * pair.chosen + rejected * pair.rejected).sum()
         return linear - linear.detach() + losses.sum()

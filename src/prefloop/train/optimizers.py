@@ -1,0 +1,75 @@
+"""Optimisers, learning-rate schedules, and the moving average of the weights.
+
+Knows what `TrainingSection` says about them; knows nothing about models, data or files.
+"""
+
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from prefloop.config import TrainingSection
+from prefloop.interfaces import InputError
+
+
+def make_optimizer(weights: Sequence[nn.Parameter], options: TrainingSection) -> torch.optim.Optimizer:
+    """The configured optimiser of these weights. Raises InputError where it needs a package that is not installed."""
+    rate, decay = options.learning_rate, options.weight_decay
+    match options.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(
+                weights, lr=rate, betas=options.adam_betas, weight_decay=decay, fused=True
+            )
+        case "adafactor":
+            return torch.optim.Adafactor(weights, lr=rate, weight_decay=decay)
+        case "adamw_8bit":
+            require_bitsandbytes("optimizer: adamw_8bit")
+            from bitsandbytes.optim import AdamW8bit
+
+            return AdamW8bit(weights, lr=rate, betas=options.adam_betas, weight_decay=decay)
+
+
+def require_bitsandbytes(key: str) -> None:
+    """Raises InputError where `key` asks for bitsandbytes and it is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"{key} needs bitsandbytes; pip install 'prefloop[bitsandbytes]'")
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, options: TrainingSection, *, steps: int) -> LRScheduler:
+    """The configured learning-rate schedule: a linear warm-up, then down to the end of the last step."""
+    name, extra = options.schedule, {}
+    if options.min_learning_rate_ratio:
+        name, extra = "cosine_with_min_lr", {"min_lr_rate": options.min_learning_rate_ratio}
+    return get_scheduler(
+        name if name != "constant" else "constant_with_warmup",
+        optimizer,
+        num_warmup_steps=math.ceil(options.warmup_ratio * steps),
+        num_training_steps=steps,
+        scheduler_specific_kwargs=extra,
+    )
+
+
+class Average:
+    """Exponential moving average of weights, beginning with what they are now."""
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], *, decay: float) -> None:
+        self._weights = weights
+        self._decay = decay
+        self.values = {name: weight.detach().clone() for name, weight in weights.items()}
+        """By the weights' names."""
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes in the weights after a step: decay * average + (1 - decay) * weights."""
+        averages = [self.values[name] for name in self._weights]
+        torch._foreach_lerp_(averages, list(self._weights.values()), 1 - self._decay)
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Puts the average in the weights' place."""
+        for name, weight in self._weights.items():
+            weight.copy_(self.values[name])
