@@ -8,12 +8,15 @@ import prefloop
 
 ROOT = Path(prefloop.__file__).parent
 FLOORS = [
-    {"records", "interfaces", "config", "store", "tales", "containers", "formats", "data", "export", "tracking", "launch"},
+    {
+        "records", "interfaces", "config", "store", "tales", "containers", "formats", "data", "verdicts", "export",
+        "tracking", "launch",
+    },
     {"losses", "selection", "statistics"},
-    {"batches", "modeling"},
+    {"attention", "batches", "modeling", "forward", "reward", "trunks"},
     {"generate", "annotate", "train", "evaluate"},
     {"stages", "pipeline"},
-    {"cli", "browse", "chat", "doctor", "report"},
+    {"cli", "browse", "chat", "doctor", "report", "card"},
 ]  # fmt: skip
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 PARTS = FLOORS[3]
@@ -27,6 +30,7 @@ STARTS_WITHOUT_TORCH = FLOORS[0] | {
     "browse",
     "doctor",
     "report",
+    "card",
 }
 
 

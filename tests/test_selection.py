@@ -172,3 +172,46 @@ def test_proposals_are_two_different_texts():
     }
     best = propose(one, ranked, "max_min", 0)
     assert (best.chosen, best.rejected) == (0, 2)
+
+
+# --- knockouts -------------------------------------------------------------------------------------------------------
+
+
+def knocked_out(strengths: list[float]) -> tuple[dict[str, float], int]:
+    """How far each of the completions 0, 1, ... comes where the stronger wins, and the number of matches."""
+    rounds, matches, number = knockout([str(one) for one in range(len(strengths))]), None, 0
+    verdicts: dict[tuple[str, str], float] = {}
+    try:
+        matches = next(rounds)
+        while True:
+            number += len(matches)
+            verdicts |= {(a, b): float(strengths[int(a)] > strengths[int(b)]) for a, b in matches}
+            matches = rounds.send(verdicts)
+    except StopIteration as end:
+        return end.value, number
+
+
+def test_a_knockout_of_k_takes_k_minus_one_matches_and_the_best_wins():
+    for strengths in ([3, 1, 2, 4], [5, 4, 3, 2, 1], [1, 2, 3, 4, 5, 6, 7], [1, 2]):
+        places, number = knocked_out(strengths)
+        assert number == len(strengths) - 1
+        assert max(places, key=lambda one: places[one]) == str(strengths.index(max(strengths)))
+    # 0 beats 1, 3 beats 2, then 3 beats 0
+    assert knocked_out([3, 1, 2, 4])[0] == {"0": 1.0, "1": 0.0, "2": 0.0, "3": 2.0}
+    # two byes: 4 is in the final without having won before
+    assert knocked_out([5, 4, 3, 2, 1])[0] == {"0": 3.0, "1": 0.0, "2": 1.0, "3": 0.0, "4": 2.0}
+
+
+def test_the_ranking_of_a_knockout_is_who_came_how_far():
+    """By mean probability 0 would be ahead: it won one match surely, and lost the final."""
+    one = group("a", "b", "c", "d")
+    ids = [completion.id for completion in one.completions]
+    played = [(0, 1, 0.99), (2, 3, 0.55), (0, 2, 0.45)]
+    rows = [
+        Comparison(prompt_id=one.prompt.id, a=ids[a], b=ids[b], p_a=p, annotator="t") for a, b, p in played
+    ]
+    pairs, reason = pairs_of(one, rows, SelectSection(rule="max_max"), seed=0)
+    assert reason is None
+    assert (pairs[0].chosen.text, pairs[0].rejected.text, pairs[0].margin) == ("c", "a", 1.0)
+    everyone = [*rows, rows[0].model_copy(update={"a": ids[1], "b": ids[2]})]
+    assert knockout_places(one, everyone) is None  # not the matches of a knockout

@@ -76,6 +76,10 @@ class Codec:
         """Token ids of plain text between BOS and terminator."""
         return [*self._ids(text), self.terminator_id]
 
+    def plain_ids(self, text: str) -> list[int]:
+        """Token ids of a piece of text on its own, without BOS and terminator."""
+        return self._tokenize(text)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of sampled tokens, without the terminator and other special tokens."""
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from prefloop.attention import SHARED, SHARED_FLEX
 from prefloop.batches import Batch, TokenGroup, collate, microbatches
 from prefloop.config import RuntimeSection
+from prefloop.modeling import reward_notes
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,13 @@ class ScoresModule(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Scores [C], float32."""
         model: Any = plain(self.model)
-        return model.score(hidden_states(model, batch)[batch.ends])[:, 0].float()
+        return scaled(model.score(hidden_states(model, batch)[batch.ends])[:, 0].float(), model)
+
+
+def scaled(scores: Tensor, model: Any) -> Tensor:
+    """What comes out of a reward model's head, shifted and scaled as the model says: the one place where that happens."""
+    notes = reward_notes(model.config)
+    return (scores - notes.get("shift", 0.0)) / notes.get("scale", 1.0)
 
 
 def plain(model: Any) -> Any:
@@ -257,25 +264,25 @@ def all_token_logps(
         counts = torch.bincount(batch.completion_of, minlength=len(batch.lengths))
         return list(module(batch).cpu().split(counts.tolist()))
 
-    return _of_each(module, groups, measure, runtime)
+    return of_each(module, groups, measure, runtime)
 
 
 def all_sequence_logps(
     module: LogpsModule, groups: Sequence[TokenGroup], runtime: RuntimeSection
 ) -> list[list[float]]:
     """Summed log-probabilities of every completion of each group."""
-    return _of_each(module, groups, lambda batch: batch.summed(module(batch)).tolist(), runtime)
+    return of_each(module, groups, lambda batch: batch.summed(module(batch)).tolist(), runtime)
 
 
 def all_scores(
     module: ScoresModule, groups: Sequence[TokenGroup], runtime: RuntimeSection
 ) -> list[list[float]]:
     """The score of every completion of each group."""
-    return _of_each(module, groups, lambda batch: module(batch).tolist(), runtime)
+    return of_each(module, groups, lambda batch: module(batch).tolist(), runtime)
 
 
 @torch.inference_mode()
-def _of_each(
+def of_each(
     module: Any,
     groups: Sequence[TokenGroup],
     measure: Callable[[Batch], list[Any]],

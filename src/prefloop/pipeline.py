@@ -68,8 +68,8 @@ def online_loop(x: Experiment, do: Planner) -> Artefact:
         candidate = train(x, do, policy, reference, pairs, i)
         after = measure(x, do, candidate, prompts, reference, reward, start, measured)
         reward_data = (*reward_data, *new)
-        if reward is not None and x.reward.model is None and new and x.loop.refreshes_reward_after(i):
-            reward = do(stages.reward_model(x, reference, reward_data))
+        if reward is not None and x.reward.learns_from_labels and new and x.loop.refreshes_reward_after(i):
+            reward = refreshed_reward(x, do, reference, reward, reward_data)
         policy, measured = gate(x, do, candidate, policy, (after, measured), prompts, reference, reward)
     do.iteration = None
     return policy
@@ -88,9 +88,11 @@ def first_reward(
     """
     if x.reward.model is not None:
         return do(stages.import_reward(x, x.reward.model)), ()
+    if x.reward.data is not None and not x.reward.learns_from_labels:
+        return do(stages.reward_model(x, policy, ())), ()
     pairs: list[Artefact] = []
     if x.reward.data is not None:
-        pairs.append(do(stages.import_pairs(x, x.reward.data, "reward_data"), "reward_data"))
+        pairs.append(do(stages.import_preferences(x, x.reward.data), "reward_data"))
     if sizes[0]:
         assert prompts is not None, "checked when the experiment was read"
         drawn = do(stages.draw_prompts(x, prompts, 0, sizes[0]))
@@ -99,6 +101,14 @@ def first_reward(
         judgements = do(stages.annotate(two, groups, None, number=sizes[0]))
         pairs.append(do(stages.select_pairs(x, groups, judgements)))
     return (do(stages.reward_model(x, policy, tuple(pairs))) if pairs else None), tuple(pairs)
+
+
+def refreshed_reward(
+    x: Experiment, do: Planner, trunk: Artefact, previous: Artefact, pairs: Sequence[Artefact]
+) -> Artefact:
+    """The reward model trained anew on old and new judgements, unless the gate keeps the one before."""
+    candidate = do(stages.reward_model(x, trunk, pairs))
+    return do(stages.promote_reward(x, candidate, previous, pairs)) if x.reward.gate else candidate
 
 
 def sampling_a_pair(x: Experiment) -> Experiment:
@@ -168,7 +178,14 @@ def measure(
     if prompts is None or (split == "evaluation" and not x.evaluate.num_prompts):
         return None
     stage = stages.evaluate(
-        x, policy, prompts, split=split, reference=reference, proxy=proxy, start=start, previous=previous
+        x,
+        policy,
+        prompts,
+        split=split,
+        reference=reference,
+        proxy=proxy if x.reward.objective.gives_scores else None,
+        start=start,
+        previous=previous,
     )
     return do(stage, role)
 

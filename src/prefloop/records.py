@@ -140,6 +140,8 @@ class Score(Record):
     annotator: str
     labels: int = Field(default=1, ge=0)
     """Labels spent on this row; 0 for a proxy's pseudo-label."""
+    parts: dict[str, float] | None = None
+    """What the value was made of, for annotators that have parts."""
 
 
 class Comparison(Record):

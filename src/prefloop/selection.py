@@ -5,7 +5,7 @@ nothing about models, tokens or files: the caller reads and writes. Rules are na
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -107,7 +107,9 @@ def pairs_of(
         return [], "refused" if any(isinstance(one, Refusal) for one in judgements) else "short"
     if comparisons and len({frozenset((one.a, one.b)) for one in comparisons}) == 1:
         return _from_one_comparison(group, comparisons, options)
-    values = win_shares(comparisons) if comparisons else {one.completion_id: one.value for one in scores}
+    values = {one.completion_id: one.value for one in scores}
+    if comparisons:
+        values = knockout_places(group, comparisons) or win_shares(comparisons)
     annotator = (comparisons or scores)[0].annotator
     ranked = [(one, values[one.id]) for one in group.completions if one.id in values]
     if len(ranked) < 2:
@@ -190,6 +192,48 @@ def win_shares(comparisons: Sequence[Comparison]) -> dict[str, float]:
         shares.setdefault(one.a, []).append(one.p_a)
         shares.setdefault(one.b, []).append(1 - one.p_a)
     return {completion_id: sum(values) / len(values) for completion_id, values in shares.items()}
+
+
+Rounds = Generator[list[tuple[str, str]], Mapping[tuple[str, str], float], dict[str, float]]
+
+
+def knockout(ids: Sequence[str]) -> Rounds:
+    """A tournament: yields the matches of each round, is sent P(first is better), and returns how far each one came.
+
+    Neighbours meet, winners keep their order, and the last of an odd number goes through. In a match without a verdict, and
+    in a tie, the first goes on.
+    """
+    left, places = list(ids), dict.fromkeys(ids, 0.0)
+    while len(left) > 1:
+        matches = list(zip(left[::2], left[1::2], strict=False))
+        verdicts = yield matches
+        winners = [a if verdicts.get((a, b), 0.5) >= 0.5 else b for a, b in matches]
+        left = winners + left[2 * len(matches) :]
+        for one in left:
+            places[one] += 1.0
+    return places
+
+
+def knockout_places(group: Group, comparisons: Sequence[Comparison]) -> dict[str, float] | None:
+    """How far each completion came, where the comparisons are those of a knockout among the group; else None."""
+    votes: dict[tuple[str, str], list[float]] = {}
+    for one in comparisons:
+        votes.setdefault((one.a, one.b), []).append(one.p_a)
+    known = {match: sum(values) / len(values) for match, values in votes.items()}
+    played: set[tuple[str, str]] = set()
+    rounds = knockout(different_ids(group))
+    try:
+        matches = next(rounds)
+        while True:
+            played |= set(matches)
+            matches = rounds.send(known)
+    except StopIteration as end:
+        return end.value if played == known.keys() else None
+
+
+def different_ids(group: Group) -> list[str]:
+    """Ids of the completions with different texts, in order."""
+    return [group.completions[place].id for place in _different_texts(group)]
 
 
 def length_of(completion: Completion, unit: str) -> int:

@@ -10,10 +10,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from prefloop.annotate.pairwise import conversation_text, load_pairwise
+from prefloop.annotate.pairwise import load_pairwise
 from prefloop.config import PairwiseAnnotator, RuntimeSection
 from prefloop.interfaces import InputError, PairTask
 from prefloop.records import Comparison, Message, Prompt, Refusal, file_completion
+from prefloop.reward.questions import conversation_text
 
 RUNTIME = RuntimeSection(device="cpu")
 WORDS = ("[pad]", "[eos]", "[unk]", "<u>", "<s>", "A", "B", "user", "one", "two", "three", "four", "five")

@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from prefloop.config import Annotator, RuntimeSection
+from prefloop.config import Annotator, CompositeAnnotator, RuleModelAnnotator, RuntimeSection
 from prefloop.interfaces import Comparer, InputError, Scorer
 
+RewardScorer = Callable[[str | None], Scorer]
+"""Makes the scorer of a reward model: of the one at a path, or of the loop's own for None."""
 
-def scorer(section: Annotator, *, seed: int, reward_scorer: Callable[[str | None], Scorer]) -> Scorer:
-    """The annotator as one that scores. Raises InputError for those that only compare.
 
-    `reward_scorer` makes the scorer of a reward model: of the one at a path, or of the loop's own for None.
-    """
+def scorer(section: Annotator, *, seed: int, reward_scorer: RewardScorer, runtime: RuntimeSection) -> Scorer:
+    """The annotator as one that scores. Raises InputError for those that only compare."""
     match section.kind:
         case "reward_model":
             return reward_scorer(section.model)
@@ -30,13 +30,47 @@ def scorer(section: Annotator, *, seed: int, reward_scorer: Callable[[str | None
         case "simulated":
             from prefloop.annotate.simulated import SimulatedScorer
 
-            gold = scorer(section.gold, seed=seed, reward_scorer=reward_scorer)
+            gold = scorer(section.gold, seed=seed, reward_scorer=reward_scorer, runtime=runtime)
             return SimulatedScorer(section, gold, seed=seed)
+        case "rule_model":
+            return _rule_model(section, runtime)
+        case "composite":
+            return _composite(section, seed=seed, reward_scorer=reward_scorer, runtime=runtime)
         case "pairwise" | "judge" | "human":
             raise InputError(
                 f"annotator {section.kind!r} compares and gives no scores; "
-                "choose reward_model, rule, function, recorded or simulated"
+                "choose reward_model, rule, function, recorded, simulated, rule_model or composite"
             )
+
+
+def _rule_model(section: RuleModelAnnotator, runtime: RuntimeSection) -> Scorer:
+    from prefloop.annotate.reward_model import load_rule_scorer
+
+    return load_rule_scorer(
+        section.model,
+        runtime,
+        name=f"rules:{section.model}",
+        rules=section.rules,
+        reduction=section.reduction,
+        same_tokens=False,
+        labels=1,
+    )
+
+
+def _composite(
+    section: CompositeAnnotator, *, seed: int, reward_scorer: RewardScorer, runtime: RuntimeSection
+) -> Scorer:
+    from prefloop.annotate.composite import CompositeScorer, token_counter
+    from prefloop.data import read_groups
+
+    preference = scorer(section.preference, seed=seed, reward_scorer=reward_scorer, runtime=runtime)
+    return CompositeScorer(
+        section,
+        preference,
+        _rule_model(section.rules, runtime) if section.rules else None,
+        count_tokens=token_counter(preference),
+        reference=read_groups(section.reference).rows if section.reference else (),
+    )
 
 
 def comparer(
@@ -45,15 +79,22 @@ def comparer(
     seed: int,
     cache: Path,
     human_folder: Path,
-    reward_scorer: Callable[[str | None], Scorer],
+    reward_scorer: RewardScorer,
     runtime: RuntimeSection,
+    loop_reward: Path | None = None,
 ) -> Comparer:
-    """The annotator as one that compares. Raises InputError for those that only score."""
+    """The annotator as one that compares. Raises InputError for those that only score.
+
+    `loop_reward` is the folder of the loop's own reward model, where that is one that compares.
+    """
     match section.kind:
         case "pairwise":
             from prefloop.annotate.pairwise import load_pairwise
 
-            return load_pairwise(section, runtime)
+            if section.model is not None or loop_reward is None:
+                return load_pairwise(section, runtime)
+            own = section.model_copy(update={"model": str(loop_reward)})
+            return load_pairwise(own, runtime, name=f"pairwise:{loop_reward.parent.name}")
         case "judge":
             from prefloop.annotate.judge import JudgeComparer
 
@@ -65,13 +106,13 @@ def comparer(
         case "simulated":
             from prefloop.annotate.simulated import SimulatedComparer
 
-            gold = scorer(section.gold, seed=seed, reward_scorer=reward_scorer)
+            gold = scorer(section.gold, seed=seed, reward_scorer=reward_scorer, runtime=runtime)
             return SimulatedComparer(section, gold, seed=seed)
         case "human":
             from prefloop.annotate.human import HumanComparer
 
             return HumanComparer(section, human_folder)
-        case "reward_model" | "rule" | "function":
+        case "reward_model" | "rule" | "function" | "rule_model" | "composite":
             raise InputError(
                 f"annotator {section.kind!r} gives scores and does not compare; "
                 "choose pairwise, judge, recorded, simulated or human"

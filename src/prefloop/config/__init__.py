@@ -10,6 +10,7 @@ from prefloop.config.annotate import (
     SCORING_KINDS,
     AnnotateSection,
     Annotator,
+    CompositeAnnotator,
     FunctionAnnotator,
     GoldScorer,
     HumanAnnotator,
@@ -18,9 +19,11 @@ from prefloop.config.annotate import (
     RecordedAnnotator,
     RewardModelAnnotator,
     RuleAnnotator,
+    RuleModelAnnotator,
     SelectionRule,
     SelectSection,
     SimulatedAnnotator,
+    uses_loop_reward,
 )
 from prefloop.config.experiment import MAIN_ARM, Experiment, hashed, keys, load, parse, sections_in
 from prefloop.config.generate import Engine, GenerateSection, HfEngine, RecordedEngine, TemperatureShare
@@ -100,6 +103,7 @@ __all__ = [
     "ApoZeroObjective",
     "BcoPairObjective",
     "COMPARING_KINDS",
+    "CompositeAnnotator",
     "CpoObjective",
     "CrossEntropyObjective",
     "DataFormat",
@@ -159,6 +163,7 @@ __all__ = [
     "SparrowReward",
     "RobustObjective",
     "RuleAnnotator",
+    "RuleModelAnnotator",
     "RuntimeSection",
     "SCORING_KINDS",
     "Section",
@@ -182,6 +187,7 @@ __all__ = [
     "load",
     "parse",
     "sections_in",
+    "uses_loop_reward",
     "objectives_in",
     "shaping_problem",
 ]

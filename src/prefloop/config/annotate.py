@@ -1,16 +1,18 @@
 """Judging the samples, and choosing pairs."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from prefloop.config.section import NOT_HASHED, Section
+from prefloop.config.source import Source
 
 SelectionRule = Literal["max_min", "max_random", "max_max", "max_min_penalised", "random", "first_two"]
 
 
 class RewardModelAnnotator(Section):
-    """Scores with a scalar reward model: the loop's own, or the one in `model`."""
+    """Scores with a reward model: the loop's own, or the one in `model`."""
 
     kind: Literal["reward_model"]
     """Name of the annotator."""
@@ -23,10 +25,10 @@ class PairwiseAnnotator(Section):
 
     kind: Literal["pairwise"]
     """Name of the annotator."""
-    model: str
-    """Folder or hub name of the causal language model."""
-    template: str = "[CONTEXT] {context} [RESPONSE A] {a} [RESPONSE B] {b} \n"
-    """Text of the user turn; must hold {context}, {a} and {b}."""
+    model: str | None = None
+    """Folder or hub name of the causal language model; left out, it is the loop's own, of `reward.objective: pairwise`."""
+    template: str = "auto"
+    """Text of the user turn with {context}, {a} and {b}; `auto` is what the model was trained on, or RLHFlow's."""
 
 
 class RuleAnnotator(Section):
@@ -132,6 +134,55 @@ class HumanAnnotator(Section):
 
 
 GoldScorer = Annotated[RuleAnnotator | FunctionAnnotator | RewardModelAnnotator, Field(discriminator="kind")]
+
+
+class RuleModelAnnotator(Section):
+    """Scores by how likely a completion follows rules in words, with a model of `reward.objective: rules`."""
+
+    kind: Literal["rule_model"] = "rule_model"
+    """Name of the annotator."""
+    model: str
+    """Folder or hub name."""
+    rules: list[str] = []
+    """The rules; left out, they are those that the model was trained on."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """How P(follows) of the rules make one score; the mean does not grow when rules are added."""
+
+
+class CompositeAnnotator(Section):
+    """Preference, rules, length and form in one score (Sparrow, arXiv:2209.14375), each also kept apart."""
+
+    kind: Literal["composite"]
+    """Name of the annotator."""
+    preference: GoldScorer = RewardModelAnnotator(kind="reward_model")
+    """What scores the preference."""
+    rules: RuleModelAnnotator | None = None
+    """What scores the rules; leave out to score without."""
+    rule_weight: float = Field(default=1.0, ge=0)
+    """Weight of the rules next to the preference."""
+    length_weight: float = Field(default=0.01, ge=0)
+    """Subtracted for each token."""
+    template: str | None = None
+    """Regular expression that the whole completion must match; leave out to take any."""
+    invalid_weight: float = Field(default=1.0, ge=0)
+    """Subtracted where the completion does not match `template`."""
+    reference: Source | None = None
+    """Groups on which each part is brought to mean 0 and deviation 1; left out, parts are taken as they are."""
+
+    @model_validator(mode="after")
+    def _keys_are_read(self) -> "CompositeAnnotator":
+        given = self.model_fields_set
+        if self.rules is None and "rule_weight" in given:
+            raise ValueError("rule_weight: there are no rules to weigh; name a rule model in rules")
+        if self.template is None and "invalid_weight" in given:
+            raise ValueError("invalid_weight: nothing is invalid without a template; give one")
+        try:
+            re.compile(self.template or "")
+        except re.error as error:
+            raise ValueError(f"template: not a regular expression: {error}") from error
+        return self
+
+
 Annotator = Annotated[
     RewardModelAnnotator
     | PairwiseAnnotator
@@ -140,11 +191,19 @@ Annotator = Annotated[
     | JudgeAnnotator
     | SimulatedAnnotator
     | RecordedAnnotator
-    | HumanAnnotator,
+    | HumanAnnotator
+    | RuleModelAnnotator
+    | CompositeAnnotator,
     Field(discriminator="kind"),
 ]
-SCORING_KINDS = frozenset({"reward_model", "rule", "function"})
+SCORING_KINDS = frozenset({"reward_model", "rule", "function", "rule_model", "composite"})
 COMPARING_KINDS = frozenset({"pairwise", "judge", "human"})
+
+
+def uses_loop_reward(annotator: Annotator) -> bool:
+    """Whether the annotator is the loop's own reward model, or has it as a part."""
+    part = annotator.preference if isinstance(annotator, CompositeAnnotator) else annotator
+    return isinstance(part, RewardModelAnnotator | PairwiseAnnotator) and part.model is None
 
 
 class AnnotateSection(Section):
@@ -152,8 +211,8 @@ class AnnotateSection(Section):
 
     annotator: Annotator = RewardModelAnnotator(kind="reward_model")
     """The annotator (the oracle): its verdicts are the labels that are counted."""
-    ask: Literal["auto", "scores", "one_pair", "all_pairs"] = "auto"
-    """`scores`: a score for each completion; `one_pair`: one comparison a prompt; `all_pairs`: every two completions."""
+    ask: Literal["auto", "scores", "one_pair", "all_pairs", "knockout"] = "auto"
+    """`scores`: of each completion; `one_pair`: one comparison a prompt; `all_pairs`; `knockout`: a tournament, K - 1."""
     propose: Literal["max_min", "max_random", "max_max", "random", "first_two"] = "max_min"
     """For `one_pair`: how the reward model picks the two to compare; without a reward model a random two are taken."""
 
@@ -164,10 +223,12 @@ class AnnotateSection(Section):
             raise ValueError(f"ask: {self.ask} needs an annotator that compares; {kind} gives scores")
         if kind in COMPARING_KINDS and self.ask == "scores":
             raise ValueError(f"ask: scores needs an annotator that scores; {kind} compares")
+        if kind in ("human", "recorded") and self.ask == "knockout":
+            raise ValueError(f"ask: knockout asks round by round, which {kind} cannot answer; use all_pairs")
         return self
 
     @property
-    def asks(self) -> Literal["scores", "one_pair", "all_pairs", "recorded"]:
+    def asks(self) -> Literal["scores", "one_pair", "all_pairs", "knockout", "recorded"]:
         """What is asked, with `auto` resolved."""
         if self.annotator.kind == "recorded":
             return "recorded"

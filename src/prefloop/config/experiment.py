@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from prefloop.config.annotate import AnnotateSection, SelectSection
+from prefloop.config.annotate import COMPARING_KINDS, AnnotateSection, SelectSection, uses_loop_reward
 from prefloop.config.generate import GenerateSection
 from prefloop.config.loop import EvaluateSection, LoopSection
 from prefloop.config.reward import RewardSection
@@ -72,7 +72,19 @@ class Experiment(Section):
                 "annotate.annotator: reward_model needs a reward model; set reward.model, reward.data, "
                 "or annotate.annotator.model"
             )
-        if self.reward.seed_prompts and self.annotate.annotator.kind == "reward_model":
+        if (
+            self.loop.batches
+            and self._uses_loop_reward()
+            and self._compares() != (not self.reward.objective.gives_scores)
+        ):
+            can = "scores" if self.reward.objective.gives_scores else "compares"
+            raise ValueError(
+                f"annotate.annotator: {self.annotate.annotator.kind} cannot use the loop's reward model, which {can}; "
+                "choose the other of reward_model and pairwise, or name a model"
+            )
+        if self.reward.seed_prompts and (
+            self.annotate.annotator.kind == "reward_model" or self._uses_loop_reward()
+        ):
             raise ValueError(
                 "reward.seed_prompts: labels from a reward model cannot train it; use reward.data"
             )
@@ -80,8 +92,12 @@ class Experiment(Section):
             raise ValueError(
                 "reward.seed_prompts: a recorded annotator cannot judge new samples; use reward.data"
             )
-        if self.loop.gate.metric == "proxy" and not self.has_reward_model:
-            raise ValueError("loop.gate.metric: proxy needs a reward model")
+        if self.loop.gate.metric == "proxy" and not (
+            self.has_reward_model and self.reward.objective.gives_scores
+        ):
+            raise ValueError("loop.gate.metric: proxy needs a reward model that scores")
+        if getattr(self.reward.objective, "zero_at", "none") == "demonstrations" and self.sft.data is None:
+            raise ValueError("reward.objective.zero_at: demonstrations are those of sft.data; name some")
         if self.loop.gate.metric == "score" and self.evaluate.scorer is None:
             raise ValueError("loop.gate.metric: score needs evaluate.scorer")
         if (
@@ -97,8 +113,10 @@ class Experiment(Section):
         return self
 
     def _uses_loop_reward(self) -> bool:
-        annotator = self.annotate.annotator
-        return annotator.kind == "reward_model" and annotator.model is None
+        return uses_loop_reward(self.annotate.annotator)
+
+    def _compares(self) -> bool:
+        return self.annotate.annotator.kind in COMPARING_KINDS
 
     @property
     def needs_prompts(self) -> bool:

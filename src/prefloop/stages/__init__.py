@@ -14,7 +14,8 @@ from prefloop.stages.labels import (
     select_pairs,
 )
 from prefloop.stages.measures import evaluate, promote
-from prefloop.stages.models import base_model, import_reward, reward_model, sft, train_policy
+from prefloop.stages.models import base_model, sft, train_policy
+from prefloop.stages.rewards import import_preferences, import_reward, promote_reward, reward_model
 
 __all__ = [
     "annotate",
@@ -23,9 +24,11 @@ __all__ = [
     "evaluate",
     "generate",
     "import_pairs",
+    "import_preferences",
     "import_reward",
     "labels_per_prompt",
     "promote",
+    "promote_reward",
     "prompts",
     "reward_model",
     "select_pairs",

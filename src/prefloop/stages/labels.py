@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from prefloop import data, selection
-from prefloop.config import Experiment, SourceSection, hashed
+from prefloop.config import Experiment, SourceSection, hashed, uses_loop_reward
 from prefloop.interfaces import InputError, PairTask
 from prefloop.records import Comparison, Group, Judgement, PreferencePair, Prompt, Refusal, Score
+from prefloop.stages.knockout import play
 from prefloop.stages.shared import (
     annotator_digests,
     annotator_scorer,
@@ -20,6 +21,7 @@ from prefloop.stages.shared import (
     hf_generator,
     loop_reward_scorer,
     mean,
+    model_folder,
     read_judgements,
     reward_scorer,
     share,
@@ -201,7 +203,8 @@ def labels_per_prompt(x: Experiment) -> int:
     annotator, number = x.annotate.annotator, x.generate.num_completions
     if x.annotate.asks in ("scores", "recorded"):
         return number
-    questions = 1 if x.annotate.asks == "one_pair" else number * (number - 1) // 2
+    matches = {"one_pair": 1, "knockout": number - 1}
+    questions = matches.get(x.annotate.asks, number * (number - 1) // 2)
     match annotator.kind:
         case "simulated":
             return questions * annotator.votes
@@ -218,9 +221,8 @@ def labels_per_prompt(x: Experiment) -> int:
 def annotate(x: Experiment, groups: Artefact, reward: Artefact | None, *, number: int) -> Stage:
     """Judgements on the groups of one label batch, as append-only rows with their author."""
     section = x.annotate
-    uses_loop_reward = section.annotator.kind == "reward_model" and section.annotator.model is None
-    proposes = section.asks == "one_pair" and reward is not None
-    reward_used = reward if proposes or uses_loop_reward else None
+    proposes = section.asks == "one_pair" and reward is not None and x.reward.objective.gives_scores
+    reward_used = reward if proposes or uses_loop_reward(section.annotator) else None
 
     def body(build: Build) -> None:
         rows = read_records(groups.path / "groups.jsonl", Group)
@@ -237,6 +239,8 @@ def annotate(x: Experiment, groups: Artefact, reward: Artefact | None, *, number
             scorer = annotator_scorer(x, reward)
             for chunk in chunks(build, file, rows, GROUPS_PER_CHUNK):
                 file.append(scorer.score(chunk))
+            if moments := getattr(scorer, "standardised_by", None):
+                write_json(build.path / "standardised_by.json", moments)
         else:
             skipped = _compare(x, build, file, rows, proxy, reward)
         judgements = read_judgements(file.path)
@@ -275,28 +279,6 @@ def _compare(
     """Asks the annotator; returns why groups could not be asked about."""
     from prefloop.annotate.choose import comparer
 
-    tasks: list[PairTask] = []
-    skipped: Counter[str] = Counter()
-    for group in rows:
-        if x.annotate.asks == "all_pairs":
-            asked = [
-                PairTask(group.prompt, a, b)
-                for a, b in itertools.combinations(group.completions, 2)
-                if a.text != b.text
-            ]
-        else:
-            choice = selection.propose(group, proxy, x.annotate.propose, stage_seed(x, "propose"))
-            asked = []
-            if choice is not None:
-                asked = [
-                    PairTask(
-                        group.prompt, group.completions[choice.chosen], group.completions[choice.rejected]
-                    )
-                ]
-        tasks += asked
-        if not asked:
-            same = len({one.text for one in group.completions}) < 2
-            skipped["short" if len(group.completions) < 2 else "identical" if same else "tie"] += 1
     annotator = comparer(
         x.annotate.annotator,
         seed=stage_seed(x, "annotate"),
@@ -304,12 +286,39 @@ def _compare(
         human_folder=build.path.parent.parent / "human" / build.path.name.removesuffix(".partial"),
         reward_scorer=lambda path: reward_scorer(x, path, reward, labels=1),
         runtime=x.runtime,
+        loop_reward=model_folder(reward) if reward and not x.reward.objective.gives_scores else None,
     )
-    at_once = len(tasks) if x.annotate.annotator.kind == "human" else 4 * GROUPS_PER_CHUNK
-    for chunk in chunks(build, file, tasks, max(1, at_once)):
-        file.append(annotator.compare(chunk))
+    asked = {group.prompt.id: _pair_tasks(x, group, proxy) for group in rows}
+    skipped = Counter(_why_not_asked(group) for group in rows if not asked[group.prompt.id])
+    if x.annotate.asks == "knockout":
+        for chunk in chunks(
+            build, file, [group for group in rows if asked[group.prompt.id]], GROUPS_PER_CHUNK
+        ):
+            file.append(play(annotator, chunk))
+    else:
+        tasks = [task for group in rows for task in asked[group.prompt.id]]
+        at_once = len(tasks) if x.annotate.annotator.kind == "human" else 4 * GROUPS_PER_CHUNK
+        for chunk in chunks(build, file, tasks, max(1, at_once)):
+            file.append(annotator.compare(chunk))
     _add_usage(build.log("annotator.json"), getattr(annotator, "stats", {}))
     return skipped
+
+
+def _pair_tasks(x: Experiment, group: Group, proxy: dict[str, float] | None) -> list[PairTask]:
+    """The comparisons to ask for in a group; of a knockout, those that could come up."""
+    if x.annotate.asks != "one_pair":
+        pairs = itertools.combinations(group.completions, 2)
+        return [PairTask(group.prompt, a, b) for a, b in pairs if a.text != b.text]
+    choice = selection.propose(group, proxy, x.annotate.propose, stage_seed(x, "propose"))
+    if choice is None:
+        return []
+    return [PairTask(group.prompt, group.completions[choice.chosen], group.completions[choice.rejected])]
+
+
+def _why_not_asked(group: Group) -> str:
+    if len(group.completions) < 2:
+        return "short"
+    return "identical" if len({one.text for one in group.completions}) < 2 else "tie"
 
 
 def _add_usage(path: Path, usage: dict[str, float]) -> None:
@@ -337,10 +346,19 @@ def _annotation_statistics(
         "ties": sum(one.p_a == 0.5 for one in comparisons),
         "annotators": tally(one.annotator for one in judgements),
         "score": selection.group_statistics(rows, scores, lambda one: len(one.text)) if scores else None,
+        "parts": _mean_parts(judgements),
         "proxy": selection.group_statistics(rows, proxy, lambda one: len(one.text)) if proxy else None,
         "gold_agreement": _gold_agreement(x, rows, comparisons, reward),
         "usage": read_json(usage) if usage.is_file() else None,
     }
+
+
+def _mean_parts(judgements: list[Judgement]) -> dict[str, float] | None:
+    """Mean of each part that scores were made of."""
+    parts = [one.parts for one in judgements if isinstance(one, Score) and one.parts]
+    names = dict.fromkeys(name for one in parts for name in one)
+    found = {name: mean([one[name] for one in parts if name in one]) for name in names}
+    return {name: value for name, value in found.items() if value is not None} or None
 
 
 def _gold_agreement(

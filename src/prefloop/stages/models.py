@@ -1,14 +1,15 @@
-"""Stages that make models: the base model, supervised fine-tuning, reward models, policies."""
+"""Stages that make language models: the base model, supervised fine-tuning, policies."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from prefloop import data
 from prefloop.config import Experiment, SourceSection, hashed
 from prefloop.interfaces import InputError
 from prefloop.launch import run_job
-from prefloop.records import PreferencePair, content_id
+from prefloop.records import PreferencePair, Prompt, content_id
 from prefloop.stages.shared import (
     digests,
     mean,
@@ -103,57 +104,6 @@ def sft(x: Experiment, base: Artefact) -> Stage:
     config = {**without_paths(x.sft, "data", "text"), "dtype": x.model.dtype, "seed": x.seed}
     external = digests(text=x.sft.text, data=x.sft.data)
     return Stage("sft", 2, config, {"base": base}, body, external=external, work=training_work(x.sft))
-
-
-def import_reward(x: Experiment, path: str) -> Stage:
-    """A finished reward model, checked and copied into the workspace."""
-
-    def body(build: Build) -> None:
-        from prefloop.modeling import load_reward_model, save_model, settle
-
-        settle(x.runtime)
-        model, codec = load_reward_model(path, x.runtime)
-        save_model(model, codec.tokenizer, build.path / "model", dtype="float32")
-        build.stats = {"validation": None, "num_rows": 0}
-
-    external = {"model": model_digest(path, None)}
-    return Stage("reward", 1, {"imported": True}, {}, body, external=external, work=f"import {path}")
-
-
-def reward_model(x: Experiment, trunk: Artefact, pairs: Sequence[Artefact]) -> Stage:
-    """A reward model trained on all pairs given, from the SFT policy's trunk or another model."""
-
-    def body(build: Build) -> None:
-        from prefloop.train.reward import RewardJob, train_reward
-
-        rows = read_pairs(pairs)
-        training, validation = split_pairs(rows, x.reward.validation_share)
-        if not training:
-            raise InputError(
-                "no preference pairs to train the reward model on: "
-                f"{where_pairs_went(pairs, {'held out by reward.validation_share': len(validation)})}"
-            )
-        job = RewardJob(
-            trunk=str(model_folder(trunk)) if x.reward.start == "sft" else x.reward.start,
-            pairs=tuple(training),
-            validation=tuple(validation),
-            options=x.reward,
-            dtype=x.model.dtype,
-            seed=stage_seed(x, "reward"),
-            runtime=x.runtime,
-            out=build.path,
-        )
-        build.stats = run_job(train_reward, job, x.runtime, build.progress)
-        build.count(len(rows), len(training) + len(validation))
-
-    config = {
-        **without_paths(x.reward, "data", "model", "seed_prompts", "start"),
-        "dtype": x.model.dtype,
-        "seed": x.seed,
-    }
-    external = {} if x.reward.start == "sft" else {"start": model_digest(x.reward.start, None)}
-    inputs = {"trunk": trunk if x.reward.start == "sft" else None, "pairs": pairs}
-    return Stage("reward", 2, config, inputs, body, external=external, work=training_work(x.reward))
 
 
 def train_policy(
@@ -257,13 +207,23 @@ def _sources(pairs: Artefact) -> list[Artefact]:
     return [Artefact(kind, key, folder / f"{kind}-{key}") for kind, key in found]
 
 
-def split_pairs(
-    pairs: Sequence[PreferencePair], share: float
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Training and validation pairs, split by prompt so that no prompt is on both sides, the same way every time."""
+class HasPrompt(Protocol):
+    """A row that belongs to a prompt."""
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt."""
+        ...
+
+
+Row = TypeVar("Row", bound=HasPrompt)
+
+
+def split_pairs(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
+    """Training and validation rows, split by prompt so that no prompt is on both sides, the same way every time."""
     threshold = int(share * (1 << 64))
-    held_out = [int(content_id("validation", one.prompt.id), 16) < threshold for one in pairs]
+    held_out = [int(content_id("validation", one.prompt.id), 16) < threshold for one in rows]
     return (
-        [one for one, out in zip(pairs, held_out, strict=True) if not out],
-        [one for one, out in zip(pairs, held_out, strict=True) if out],
+        [one for one, out in zip(rows, held_out, strict=True) if not out],
+        [one for one, out in zip(rows, held_out, strict=True) if out],
     )

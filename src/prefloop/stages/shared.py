@@ -15,14 +15,16 @@ from prefloop.statistics import distinct_n
 from prefloop.store import Artefact, Build, RowFile, digest_path, read_json, read_records
 
 Item = TypeVar("Item")
+PROMOTIONS = {"promote": "policy.json", "promote_reward": "reward.json"}
+"""Kinds of artefacts that point to a model, and the file that says to which."""
 PATH_KEYS = frozenset({"path", "model", "target", "source"})
 """Config keys that name outside files; those enter a key by content."""
 
 
 def model_folder(artefact: Artefact) -> Path:
     """The transformers folder of a policy or reward model; a promotion points to the one that was kept."""
-    if artefact.kind == "promote":
-        return artefact.path.parent / read_json(artefact.path / "policy.json")["folder"] / "model"
+    if artefact.kind in PROMOTIONS:
+        return artefact.path.parent / read_json(artefact.path / PROMOTIONS[artefact.kind])["folder"] / "model"
     return artefact.path / "model"
 
 
@@ -107,6 +109,7 @@ def annotator_scorer(x: Experiment, reward: Artefact | None) -> Scorer:
         x.annotate.annotator,
         seed=stage_seed(x, "annotate"),
         reward_scorer=lambda path: reward_scorer(x, path, reward, labels=1),
+        runtime=x.runtime,
     )
 
 
@@ -114,7 +117,12 @@ def gold_scorer(x: Experiment, section: GoldScorer, reward: Artefact | None) -> 
     """The scorer that a section names, for measuring; it costs no labels."""
     from prefloop.annotate.choose import scorer
 
-    return scorer(section, seed=0, reward_scorer=lambda path: reward_scorer(x, path, reward, labels=0))
+    return scorer(
+        section,
+        seed=0,
+        reward_scorer=lambda path: reward_scorer(x, path, reward, labels=0),
+        runtime=x.runtime,
+    )
 
 
 def reward_scorer(x: Experiment, path: str | None, reward: Artefact | None, *, labels: int) -> Scorer:
@@ -125,25 +133,22 @@ def reward_scorer(x: Experiment, path: str | None, reward: Artefact | None, *, l
                 "reward_model: name a model here; the loop's own reward model cannot play this role"
             )
         return loop_reward_scorer(x, reward, labels=labels)
-    from prefloop.annotate.reward_model import RewardModelScorer
-    from prefloop.modeling import load_reward_model, settle
+    from prefloop.annotate.reward_model import load_scorer
+    from prefloop.modeling import settle
 
     settle(x.runtime)
-    model, codec = load_reward_model(path, x.runtime)
-    return RewardModelScorer(
-        model, codec, name=f"reward:{path}", same_tokens=False, labels=labels, runtime=x.runtime
-    )
+    return load_scorer(path, x.runtime, name=f"reward:{path}", same_tokens=False, labels=labels)
 
 
 def loop_reward_scorer(x: Experiment, reward: Artefact, *, labels: int) -> Scorer:
-    from prefloop.annotate.reward_model import RewardModelScorer
-    from prefloop.modeling import load_reward_model, settle
+    """The scorer of the loop's own reward model, or of the one that a promotion kept."""
+    from prefloop.annotate.reward_model import load_scorer
+    from prefloop.modeling import settle
 
     settle(x.runtime)
-    model, codec = load_reward_model(reward.path / "model", x.runtime)
     own_tokens = x.reward.model is None and x.reward.start == "sft"
-    return RewardModelScorer(
-        model, codec, name=f"reward:{reward.key}", same_tokens=own_tokens, labels=labels, runtime=x.runtime
+    return load_scorer(
+        model_folder(reward), x.runtime, name=f"reward:{reward.key}", same_tokens=own_tokens, labels=labels
     )
 
 
@@ -153,7 +158,14 @@ def annotator_digests(x: Experiment) -> dict[str, str]:
         case "recorded":
             return {"recorded": data.source_digest(SourceSection(path=annotator.path))}
         case "pairwise":
+            return {"model": model_digest(annotator.model, None)} if annotator.model else {}
+        case "rule_model":
             return {"model": model_digest(annotator.model, None)}
+        case "composite":
+            digest = scorer_digest(annotator.preference)
+            found = {"preference": digest} if digest else {}
+            found |= {"rules": model_digest(annotator.rules.model, None)} if annotator.rules else {}
+            return found | digests(reference=annotator.reference)
         case "simulated":
             digest = scorer_digest(annotator.gold)
             return {"gold": digest} if digest else {}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prefloop.batches import Codec, TokenGroup
-from prefloop.records import Completion, PreferencePair
+from prefloop.records import PreferencePair
 
 FOREIGN = 2
 """Tells the random numbers that choose foreign completions from others of the same seed."""
@@ -67,17 +67,16 @@ def grouped(
 
 def _group(pairs: Sequence[PreferencePair], codec: Codec) -> PairGroup:
     messages = pairs[0].prompt.messages
-    completions: dict[str, Completion] = {}
+    number: dict[str, int] = {}
+    # files number the completions of each pair anew, so that equal ones can have different ids
+    completions: dict[tuple[int, ...], int] = {}
     for pair in pairs:
         for side in (pair.chosen, pair.rejected):
-            completions.setdefault(side.id, side)
-    number = {name: index for index, name in enumerate(completions)}
-    tokens = TokenGroup(
-        tuple(codec.prompt_ids(messages)),
-        tuple(tuple(codec.completion_ids(messages, one)) for one in completions.values()),
-    )
+            if side.id not in number:
+                ids = tuple(codec.completion_ids(messages, side))
+                number[side.id] = completions.setdefault(ids, len(completions))
     return PairGroup(
-        tokens,
+        TokenGroup(tuple(codec.prompt_ids(messages)), tuple(completions)),
         tuple(
             Pair(number[one.chosen.id], number[one.rejected.id], one.p_chosen, one.margin, one.weight, one.id)
             for one in pairs
