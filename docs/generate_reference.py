@@ -31,6 +31,7 @@ PART_NAMES = {
     "RewardModelAnnotator": "Scorer: reward_model",
     "RuleAnnotator": "Scorer: rule",
     "FunctionAnnotator": "Scorer: function",
+    "RuleModelAnnotator": "Scorer: rule_model",
 }
 """Titles of sections that are used in several places."""
 

@@ -42,12 +42,24 @@ def test_the_kind_may_be_left_out():
         (["reward.objective={margin_scale: 1, margin_table: {1: 0}}"], "keep one of the two"),
         (["reward.objective={margin_table: {1: -1}}"], "cannot be asked to lead by less than 0"),
         (["reward.objective={kind: sparrow}", "reward.grouping=pair"], "grouping: sparrow needs prompt"),
-        (["reward.objective={kind: pairwise}", "reward.grouping=pair"], "grouping: pairwise does not read it"),
+        (
+            ["reward.objective={kind: pairwise}", "reward.grouping=pair"],
+            "grouping: pairwise does not read it",
+        ),
         (["reward.objective={kind: sparrow}", "reward.pairs_per_prompt=one"], "sparrow reads whole groups"),
-        (["reward.objective={kind: rules}", "reward.seed_prompts=4"], "rules does not learn from preferences"),
+        (
+            ["reward.objective={kind: rules}", "reward.seed_prompts=4"],
+            "rules does not learn from preferences",
+        ),
         (["reward.objective={kind: process}", "reward.gate={}"], "process does not learn from preferences"),
-        (["reward.objective={kind: ensemble}", "reward.lora={}"], "lora: ensemble trains heads on a frozen model"),
-        (["reward.objective={kind: ensemble}", "reward.learning_rate=1e-4"], "use objective.head_learning_rate"),
+        (
+            ["reward.objective={kind: ensemble}", "reward.lora={}"],
+            "lora: ensemble trains heads on a frozen model",
+        ),
+        (
+            ["reward.objective={kind: ensemble}", "reward.learning_rate=1e-4"],
+            "use objective.head_learning_rate",
+        ),
         (["reward.gate={}", "reward.validation_share=0"], "gate: needs a reward model that is retrained"),
         (["reward={model: m, gate: {}}"], "gate: needs a reward model that is retrained"),
         (["reward={model: m, objective: {kind: sparrow}}"], "objective: a finished model is not trained"),
@@ -66,18 +78,35 @@ def test_the_kind_may_be_left_out():
             "annotate.annotator: pairwise cannot use the loop's reward model, which scores",
         ),
         (
-            ["reward.objective={kind: pairwise}", "annotate.annotator={kind: pairwise}", "loop.gate.metric=proxy"],
+            [
+                "reward.objective={kind: pairwise}",
+                "annotate.annotator={kind: pairwise}",
+                "loop.gate.metric=proxy",
+            ],
             "loop.gate.metric: proxy needs a reward model that scores",
         ),
         (
-            ["reward.objective={kind: pairwise}", "annotate.annotator={kind: pairwise}", "reward.seed_prompts=3"],
+            [
+                "reward.objective={kind: pairwise}",
+                "annotate.annotator={kind: pairwise}",
+                "reward.seed_prompts=3",
+            ],
             "labels from a reward model cannot train it",
         ),
         (["annotate.annotator={kind: composite, rule_weight: 2}"], "there are no rules to weigh"),
-        (["annotate.annotator={kind: composite, invalid_weight: 2}"], "nothing is invalid without a template"),
+        (
+            ["annotate.annotator={kind: composite, invalid_weight: 2}"],
+            "nothing is invalid without a template",
+        ),
         (["annotate.annotator={kind: composite, template: '('}"], "template: not a regular expression"),
-        (["annotate={annotator: {kind: human}, ask: knockout}"], "knockout asks round by round, which human cannot"),
-        (["annotate.ask=knockout"], "ask: knockout needs an annotator that compares; reward_model gives scores"),
+        (
+            ["annotate={annotator: {kind: human}, ask: knockout}"],
+            "knockout asks round by round, which human cannot",
+        ),
+        (
+            ["annotate.ask=knockout"],
+            "ask: knockout needs an annotator that compares; reward_model gives scores",
+        ),
     ],
 )
 def test_a_key_that_nothing_reads_is_an_error(overrides, expected):

@@ -4,7 +4,15 @@ import pytest
 
 from prefloop.config import SelectSection
 from prefloop.records import Comparison, Group, Message, Prompt, Score, file_completion
-from prefloop.selection import choose, group_statistics, pairs_of, propose, win_shares
+from prefloop.selection import (
+    choose,
+    group_statistics,
+    knockout,
+    knockout_places,
+    pairs_of,
+    propose,
+    win_shares,
+)
 
 TEXTS = {"A": ["x" * 100, "y" * 10, "z" * 50], "B": ["q", "w", "e"], "C": ["L" * 3000, "s" * 100, "m" * 90]}
 SCORES = {"A": [1.0, 0.95, 0.2], "B": [0.5, 0.5, 0.5], "C": [2.0, 1.5, 1.2]}
@@ -204,7 +212,9 @@ def test_a_knockout_of_k_takes_k_minus_one_matches_and_the_best_wins():
 
 def test_the_ranking_of_a_knockout_is_who_came_how_far():
     """By mean probability 0 would be ahead: it won one match surely, and lost the final."""
-    one = group("a", "b", "c", "d")
+    prompt = Prompt.of((Message(role="user", content="Which?"),))
+    completions = tuple(file_completion(prompt, text, place) for place, text in enumerate("abcd"))
+    one = Group(prompt=prompt, completions=completions)
     ids = [completion.id for completion in one.completions]
     played = [(0, 1, 0.99), (2, 3, 0.55), (0, 2, 0.45)]
     rows = [

@@ -7,18 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from prefloop import tales
 from prefloop.config import PolicySection, RuntimeSection, SftSection, TrainingSection
+from prefloop.forward import LogpsModule
 from prefloop.interfaces import InputError, PrefloopError, no_progress
 from prefloop.launch import processes, run_job, zero_settings
+from prefloop.modeling import load_policy
 from prefloop.records import Message, PreferencePair, Prompt, file_completion
 from prefloop.train.loop import Task, fit
 from prefloop.train.preference import PolicyJob, train_policy
 from prefloop.train.sft import SftJob, train_sft
+from prefloop.train.sharding import spread
 
 STEPS, KILLED_AT, SAVED_AT = 6, 3, 2
 ONE = RuntimeSection(device="cpu", threads=1, save_every_steps=SAVED_AT)
@@ -243,6 +247,15 @@ def train_line(job: LineJob, progress) -> dict[str, float]:
     return stats | {"seen": seen}
 
 
+def shares(folder: Path) -> tuple[float, float]:
+    """Which part of the weights each process holds when they are sharded: for training, and in the model given."""
+    module = LogpsModule(load_policy(folder, ONE), pad_id=0, runtime=ONE)
+    number = sum(weight.numel() for weight in module.parameters())
+    held = spread(module, SftSection(), Accelerator(cpu=True), FSDP).weights.values()
+    left = sum(weight.numel() for weight in module.parameters())
+    return sum(weight.to_local().numel() for weight in held) / number, left / number
+
+
 def run_lines(job: LineJob, progress) -> dict[str, float]:
     """First two runs that are caught here, in every process; then one whose error is for the caller."""
     stats = train_line(LineJob(job.out / "fine"), progress)
@@ -251,6 +264,7 @@ def run_lines(job: LineJob, progress) -> dict[str, float]:
         PrefloopError, match=r"gradient norm nan; it comes from point 4\. Nothing was changed"
     ):
         train_line(LineJob(job.out / "flat", flat=(4.0,)), progress)
+    assert shares(job.out / "model") == pytest.approx((0.5, 0.0), abs=0.01)
     for options in ({"optimizer": "adafactor"}, {"lora": {"rank": 2, "quantize": "4bit"}}):
         with pytest.raises(InputError, match="runtime.sharding: fsdp: .*, or do not shard"):
             train_sft(sft_job(job.out / "model", job.out / "refused", FSDP, **options), progress)
@@ -258,7 +272,7 @@ def run_lines(job: LineJob, progress) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_steps_with_fewer_rows_than_processes_and_errors_of_all_processes(tiny_model, tmp_path):
+def test_steps_with_fewer_rows_than_processes_shards_and_errors_of_all_processes(tiny_model, tmp_path):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     shutil.copytree(tiny_model, tmp_path / "model")
     with pytest.raises(PrefloopError, match=r"step \d: the loss is nan .* it comes from point \d") as error:

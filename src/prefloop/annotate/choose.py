@@ -64,11 +64,12 @@ def _composite(
     from prefloop.data import read_groups
 
     preference = scorer(section.preference, seed=seed, reward_scorer=reward_scorer, runtime=runtime)
+    rules = _rule_model(section.rules, runtime) if section.rules else None
     return CompositeScorer(
         section,
         preference,
-        _rule_model(section.rules, runtime) if section.rules else None,
-        count_tokens=token_counter(preference),
+        rules,
+        count_tokens=token_counter(preference, rules),
         reference=read_groups(section.reference).rows if section.reference else (),
     )
 

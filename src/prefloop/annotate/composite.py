@@ -104,9 +104,9 @@ class CompositeScorer:
         return {name: (float(np.mean(one)), float(np.std(one)) or 1.0) for name, one in columns.items()}
 
 
-def token_counter(preference: Scorer) -> CountTokens:
-    """Counts the sampler's tokens, or those of the preference model where the text came from a file."""
-    codec = getattr(preference, "codec", None)
+def token_counter(*scorers: Scorer | None) -> CountTokens:
+    """Counts the sampler's tokens; of text that came from a file, those of the first scorer that is a model."""
+    codec = next((one for one in (getattr(scorer, "codec", None) for scorer in scorers) if one), None)
 
     def count(prompt: Prompt, completion: Completion) -> int:
         if completion.token_ids is not None:

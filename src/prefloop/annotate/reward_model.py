@@ -166,6 +166,7 @@ class RuleModelScorer:
         self.rules = tuple(rules) or tuple(reward_notes(model.config).get("rules", ()))
         if not self.rules:
             raise InputError(f"{name}: the model names no rules; list them in rules")
+        self.codec = codec
         self._reduction = reduction
         self._texts = Texts(codec, same_tokens=same_tokens)
         self._labels = labels

@@ -221,10 +221,11 @@ def promote_reward(
                 resamples=RESAMPLES,
                 clusters=[one.prompt.id for one in held_out],
             )
-            kept = candidate if verdict.not_worse else previous
+            passes = verdict.not_worse or gate.tolerance == 1
+            kept = candidate if passes else previous
             change = f"{100 * verdict.difference['mean']:+.1f} points of {len(held_out)} held-out pairs"
             build.stats = {
-                "promoted": verdict.not_worse,
+                "promoted": passes,
                 "reason": f"{change}, tolerance {100 * gate.tolerance:g}",
                 "accuracy_change": verdict.difference,
                 "direction": verdict.direction,
