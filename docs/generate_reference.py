@@ -172,6 +172,8 @@ def type_text(annotation: Any, found: Places) -> str:
         return " or ".join(type_text(one, found) for one in inner)
     if origin is list:
         return f"list of {type_text(inner[0], found)}"
+    if origin is tuple:
+        return f"list of {len(inner)} of {type_text(inner[0], found)}"
     if origin is dict:
         return f"mapping of {type_text(inner[0], found)} to {type_text(inner[1], found)}"
     return TYPE_NAMES.get(annotation, "any")

@@ -1,7 +1,17 @@
 import pytest
 import torch
 
-from prefloop.batches import PLAIN_TEMPLATE, Codec, TokenGroup, collate, cut, microbatches, resolve_template
+from prefloop.batches import (
+    PLAIN_TEMPLATE,
+    Codec,
+    TokenGroup,
+    collate,
+    cut,
+    microbatches,
+    resolve_template,
+    tokens_at_once,
+)
+from prefloop.config import RuntimeSection
 from prefloop.interfaces import InputError
 from prefloop.modeling import load_codec, load_tokenizer
 from prefloop.records import Completion, Message
@@ -156,3 +166,9 @@ def test_microbatches_stay_within_their_tokens_and_lose_nothing():
 def test_microbatches_are_of_similar_size():
     parts = microbatches([10] * 9, lambda one: one, max_tokens=80)
     assert sorted(map(sum, parts)) == [40, 50]
+
+
+def test_fewer_tokens_at_once_on_a_cpu_unless_the_experiment_says():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [tokens_at_once(RuntimeSection(), one) for one in (cpu, cuda)] == [2048, 8192]
+    assert tokens_at_once(RuntimeSection(microbatch_tokens=77), cuda) == 77

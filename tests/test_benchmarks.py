@@ -114,7 +114,7 @@ def test_without_a_gpu_the_gpu_benchmark_says_so_and_stops(monkeypatch, capsys):
 @pytest.mark.slow
 @needs_trl
 def test_a_minute_benchmark_measures_both_sides(tmp_path):
-    words = "--models nano --works fixed --dtypes float32 --repeats 1 --shrink 16 --peer-microbatch 2"
+    words = "--models nano --works fixed --dtypes float32 --repeats 1 --shrink 8 --peer-microbatch 2"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.dpo", *words.split(), "--results", tmp_path],
         cwd=ROOT,

@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from prefloop.attention import NO_BRANCH, STEPS_PER_OCTAVE, Layout, lay_out, rounded
+from prefloop.config import RuntimeSection
 from prefloop.interfaces import InputError
 from prefloop.records import Completion, Message
 
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 PADDED_STEP = 8
 """Least multiple to which padded rows are rounded up."""
+CPU_TOKENS, ACCELERATOR_TOKENS = 2048, 8192
+"""Tokens of one pass, unless the experiment says otherwise."""
 NOTHING = -1
 """In place of the token before one that nothing precedes."""
 
@@ -297,6 +300,13 @@ def _batch(
         (first + lengths - 1).to(device),
         real,
     )
+
+
+def tokens_at_once(runtime: RuntimeSection, device: torch.device) -> int:
+    """Tokens of one forward and backward pass on a device."""
+    if runtime.microbatch_tokens == "auto":
+        return CPU_TOKENS if device.type == "cpu" else ACCELERATOR_TOKENS
+    return runtime.microbatch_tokens
 
 
 def microbatches(

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from prefloop.attention import SHARED, SHARED_FLEX
-from prefloop.batches import Batch, TokenGroup, collate, microbatches
+from prefloop.batches import Batch, TokenGroup, collate, microbatches, tokens_at_once
 from prefloop.config import RuntimeSection
 from prefloop.modeling import reward_notes
 
@@ -57,7 +57,7 @@ class LogpsModule(nn.Module):
                 logits = torch.tanh(logits / softcap) * softcap
             return _picked(logits, targets, wanted)
 
-        at_once = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+        at_once = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
         if len(hidden) <= at_once:
             return logps(hidden, batch.targets)
         parts = [
@@ -292,7 +292,7 @@ def of_each(
     results: list[list[Any]] = [[] for _ in groups]
     device = next(module.parameters()).device
     for indices in microbatches(
-        range(len(groups)), lambda i: cost(groups[i], module), max_tokens=runtime.microbatch_tokens
+        range(len(groups)), lambda i: cost(groups[i], module), max_tokens=tokens_at_once(runtime, device)
     ):
         batch = collate(
             [groups[index] for index in indices], share=module.shares, pad_id=module.pad_id, device=device

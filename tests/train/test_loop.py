@@ -426,3 +426,11 @@ def test_the_cosine_can_end_above_zero(tmp_path):
 def test_small_learning_rates_keep_their_digits_in_the_log(tmp_path):
     train(tmp_path, steps=4, warmup_ratio=0.0, schedule="linear", learning_rate=5e-7)
     assert metrics(tmp_path)[1]["train/learning_rate"] == pytest.approx(3.75e-7, rel=1e-6)
+
+
+def test_keys_that_came_later_leave_artefacts_valid_at_their_usual_values():
+    later = {"optimizer", "adam_betas", "min_learning_rate_ratio", "ema_decay", "frozen_layers"}
+    assert not later & config.hashed(TrainingSection()).keys()
+    assert config.hashed(TrainingSection(adam_betas=(0.9, 0.95)))["adam_betas"] == [0.9, 0.95]
+    lora = config.hashed(TrainingSection(lora={"rank": 4}))["lora"]
+    assert lora == {"rank": 4, "alpha": 32.0, "dropout": 0.0, "target_modules": "all-linear"}

@@ -174,24 +174,6 @@ def test_pair_loss_is_the_formula_on_summed_token_log_probabilities(tiny_model):
     assert float(found["margin"]) == pytest.approx(0.1 * (chosen + 30 - rejected - 35), abs=1e-4)
 
 
-def test_bfloat16_computes_in_bfloat16_and_keeps_float32_master_weights(tiny_model):
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
-    model = accelerator.prepare(load_policy(tiny_model, RuntimeSection(device="cpu")))
-    seen = []
-    model.get_submodule("model.layers.0.mlp.up_proj").register_forward_hook(
-        lambda m, i, out: seen.append(out.dtype)
-    )
-    with accelerator.autocast():
-        model(torch.tensor([[1, 2, 3]]))
-    AcceleratorState._reset_state(reset_partial_state=True)
-    assert seen == [torch.bfloat16]
-    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
-
-
 def test_a_prompt_that_leaves_no_room_for_an_answer_is_an_error(tiny_model, tmp_path):
     with pytest.raises(
         InputError, match=r"nothing of the completion fits; policy.max_prompt_length \(1000\) must be"

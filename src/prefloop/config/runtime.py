@@ -1,6 +1,6 @@
 """Where and how things run."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,8 +22,9 @@ class RuntimeSection(Section):
     """A JSON file with DeepSpeed's `zero_optimization`, which then takes the place of `sharding`."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves the choice to torch."""
-    microbatch_tokens: int = Field(default=8192, ge=1)
-    """Tokens computed in one forward and backward pass; the optimiser's batch is cut into as many as needed."""
+    microbatch_tokens: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Tokens computed in one forward and backward pass; the optimiser's batch is cut into as many as needed. `auto` is 2048
+    on a CPU, where more is no faster and takes memory, and 8192 elsewhere."""
     generation_rows: int = Field(default=256, ge=1)
     """Completions sampled side by side."""
     gradient_checkpointing: bool = False

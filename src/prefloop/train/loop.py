@@ -21,7 +21,7 @@ from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from prefloop.batches import microbatches
+from prefloop.batches import microbatches, tokens_at_once
 from prefloop.config import RuntimeSection, TrainingSection
 from prefloop.interfaces import InputError, PrefloopError, Progress
 from prefloop.store import write_json
@@ -222,10 +222,8 @@ def _passes(
 ) -> list[tuple[list[Item], bool]]:
     """This process's microbatches, at least one, or as many as every process has; those that only keep step do not count."""
     ranks = here.accelerator.num_processes
-    all_parts = [
-        microbatches(items[rank::ranks], task.tokens, max_tokens=here.runtime.microbatch_tokens)
-        for rank in range(ranks)
-    ]
+    at_once = tokens_at_once(here.runtime, here.accelerator.device)
+    all_parts = [microbatches(items[rank::ranks], task.tokens, max_tokens=at_once) for rank in range(ranks)]
     mine = all_parts[here.accelerator.process_index]
     wanted = max(map(len, all_parts)) if even else 1
     filler = mine[0][:1] if mine else [items[0]]
