@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prefloop.annotate.reward_model import load_scorer
 from prefloop.config import ModelSection, RewardSection, RuntimeSection, SourceSection
+from prefloop.forward import ScoresModule, all_scores
 from prefloop.interfaces import no_progress
-from prefloop.modeling import import_model, load_codec
-from prefloop.records import PreferencePair, Score
+from prefloop.modeling import import_model, load_codec, load_reward_model
+from prefloop.records import PreferencePair
 from prefloop.statistics import clustered_interval, wins
 from prefloop.train.reward import RewardJob, train_reward
 from prefloop.train.rewards.scalar import encode_groups
@@ -43,7 +43,6 @@ class Outcome:
     """What one way to train came to, over all folds and seeds."""
 
     tokens: int = 0
-    training: Right = field(default_factory=list)
     held_out: Right = field(default_factory=list)
 
 
@@ -105,8 +104,7 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         job = RewardJob(str(trunk), tuple(pairs), (), section, "float32", seed, RUNTIME, Path(folder))
         outcome.tokens += train_reward(job, no_progress)["tokens"]
-        outcome.training += ordered_right(Path(folder) / "model", training)
-        outcome.held_out += ordered_right(Path(folder) / "model", held_out)
+        outcome.held_out += ordered_right(Path(folder) / "model", held_out, section)
 
 
 def tokens_per_row(pairs: Sequence[PreferencePair], trunk: Path, section: RewardSection) -> float:
@@ -115,14 +113,19 @@ def tokens_per_row(pairs: Sequence[PreferencePair], trunk: Path, section: Reward
     return sum(one.tokens.num_tokens for one in groups) / len(groups)
 
 
-def ordered_right(model: Path, rankings: Sequence[Ranking]) -> Right:
-    """Which pairs the model orders as people did."""
-    scorer = load_scorer(model, RUNTIME, name="reward", same_tokens=False, labels=0)
-    rows = scorer.score([one.group for one in rankings])
-    scores = {row.completion_id: row.value for row in rows if isinstance(row, Score)}
-    pairs = [pair for one in rankings for pair in one.pairs]
-    right = wins([scores[one.chosen.id] for one in pairs], [scores[one.rejected.id] for one in pairs])
-    return [(pair.prompt.id, value) for pair, value in zip(pairs, right, strict=True)]
+def ordered_right(model: Path, rankings: Sequence[Ranking], section: RewardSection) -> Right:
+    """Which pairs the model orders as people did; texts are cut as in training."""
+    loaded, codec = load_reward_model(model, RUNTIME)
+    module = ScoresModule(loaded, pad_id=codec.pad_id, runtime=RUNTIME)
+    found: Right = []
+    for one in rankings:
+        (group,), _ = encode_groups(one.pairs, codec, section.model_copy(update={"grouping": "prompt"}))
+        (scores,) = all_scores(module, [group.tokens], RUNTIME)
+        right = wins(
+            [scores[pair.chosen] for pair in group.pairs], [scores[pair.rejected] for pair in group.pairs]
+        )
+        found += [(one.group.prompt.id, value) for value in right]
+    return found
 
 
 def show(epochs: float, outcomes: dict[str, Outcome]) -> None:
@@ -132,8 +135,7 @@ def show(epochs: float, outcomes: dict[str, Outcome]) -> None:
     for way, outcome in outcomes.items():
         behind = [ours - theirs for (_, ours), (_, theirs) in zip(whole, outcome.held_out, strict=True)]
         print(
-            f"{way:38} {outcome.tokens / 1e6:6.2f} M tokens, training {percent(outcome.training)}, "
-            f"held out {percent(outcome.held_out)}, whole rankings lead by "
+            f"{way:38} {outcome.tokens / 1e6:6.2f} M tokens, held out {percent(outcome.held_out)}, whole rankings lead by "
             f"{percent([(prompt, value) for (prompt, _), value in zip(whole, behind, strict=True)])}"
         )
 

@@ -123,3 +123,7 @@ def test_rankings_are_all_their_pairs_where_the_objective_reads_groups():
     assert not read().reward.reads_all_pairs
     assert read("reward.pairs_per_prompt=all").reward.reads_all_pairs
     assert read("reward.objective.kind=plackett_luce").reward.reads_all_pairs
+
+
+def test_a_rule_model_may_evaluate():
+    assert read("evaluate.scorer={kind: rule_model, model: m}").evaluate.scorer.reduction == "mean"

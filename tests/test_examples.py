@@ -1,5 +1,6 @@
 """The examples run as they stand and print what their first lines promise."""
 
+import json
 import os
 import re
 import subprocess
@@ -30,3 +31,28 @@ def test_the_loop_on_one_page_prints_a_mean_gold_score_for_the_start_and_each_it
     # what prefloop.tales says about its quality
     assert all(-3 <= float(one[2]) <= 4 for one in gold)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_whole_rankings_and_shuffled_pairs_are_trained_on_as_many_tokens(tiny_model, tmp_path):
+    rows = [
+        {"prompt": f"Tale {number}?", "ranked_responses": ["Ada smiled.", "Ada went home.", "It rained."]}
+        for number in range(10)
+    ]
+    rankings = tmp_path / "rankings.jsonl"
+    rankings.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = subprocess.run(
+        [
+            *(sys.executable, EXAMPLES / "k_way_reward.py", "--model", tiny_model, "--rankings", rankings),
+            *("--epochs", "4", "--seeds", "1", "--max-length", "64"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "held out" in line]
+    ways = ["whole rankings", "shuffled pairs, a prompt counts once", "shuffled pairs, all alike"]
+    assert [line[:38].strip() for line in lines] == ways
+    assert "whole rankings lead by   0.0 (0.0 to 0.0)" in lines[0]

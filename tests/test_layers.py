@@ -9,7 +9,7 @@ import prefloop
 ROOT = Path(prefloop.__file__).parent
 FLOORS = [
     {
-        "records", "interfaces", "config", "store", "tales", "containers", "formats", "data", "verdicts", "export",
+        "records", "interfaces", "config", "store", "tales", "containers", "fields", "formats", "data", "verdicts", "export",
         "tracking", "launch",
     },
     {"losses", "selection", "statistics"},

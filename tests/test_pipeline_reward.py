@@ -117,13 +117,10 @@ def test_nothing_to_train_on_says_where_it_went(workspace, tmp_path):
         run(workspace, f"reward={{data: {data}, objective: {{kind: rules}}, {FAST}}}", *ALONE)
 
 
-HEADS = "max_steps: 2, batch_size: 2, validation_share: 0.2, max_length: 96"
-
-
 def test_an_ensemble_is_brought_along_with_its_heads_and_scores_with_its_parts(workspace, tmp_path):
     objective = "{kind: ensemble, num_heads: 3, hidden_size: 4}"
     trained = run(
-        workspace, f"reward={{data: {pairs_file(tmp_path)}, objective: {objective}, {HEADS}}}", *ALONE
+        workspace, f"reward={{data: {pairs_file(tmp_path)}, objective: {objective}, {FAST}}}", *ALONE
     )
     folder = model_folder(last(trained, "reward"))
     entries = run(
@@ -145,26 +142,27 @@ def test_an_ensemble_is_brought_along_with_its_heads_and_scores_with_its_parts(w
 # --- asked for labels ------------------------------------------------------------------------------------------------
 
 
-def test_the_loops_own_pairwise_model_judges_and_is_refreshed(workspace, tmp_path):
+def test_the_loops_own_pairwise_model_judges_and_is_refreshed_and_gated(workspace, tmp_path):
     entries = run(
         workspace,
-        f"reward={{data: {pairs_file(tmp_path)}, objective: {{kind: pairwise}}, max_length: 256, "
-        "max_steps: 2, batch_size: 2, learning_rate: 1e-3}",
+        f"reward={{data: {pairs_file(tmp_path)}, objective: {{kind: pairwise}}, max_length: 256, gate: {{}}, "
+        "max_steps: 2, batch_size: 2, learning_rate: 1e-3, validation_share: 0.3}",
         "annotate={annotator: {kind: pairwise}, ask: all_pairs}",
         "loop.gate.metric=none",
         "policy.max_steps=1",
     )
-    rewards = [entry.artefact for entry in entries if entry.role == "reward"]
+    first, *_ = (entry.artefact for entry in entries if entry.role == "reward")
+    gates = [entry.artefact for entry in entries if entry.role == "promote_reward"]
+    assert gates[0].stats["drift"] is None  # it gives no scores
     judgements = [entry.artefact for entry in entries if entry.role == "annotate"]
-    assert len(rewards) == 3
-    for reward, judged in zip(rewards, judgements, strict=False):
+    for reward, judged in zip((first, gates[0]), judgements, strict=True):
         assert judged.manifest["inputs"]["reward"] == reward.key
         rows = read_judgements(judged.path / "judgements.jsonl")
-        assert {row.annotator for row in rows} == {f"pairwise:{reward.name}"}
-    assert last(entries, "evaluate").stats["proxy"] is None  # it gives no scores
+        assert {row.annotator for row in rows} == {f"pairwise:{model_folder(reward).parent.name}"}
+    assert last(entries, "evaluate").stats["proxy"] is None
     finished = run(
         workspace,
-        f"reward={{model: {model_folder(rewards[0])}, objective: {{kind: pairwise}}}}",
+        f"reward={{model: {model_folder(first)}, objective: {{kind: pairwise}}}}",
         "annotate={annotator: {kind: pairwise}}",
         "loop.batches=1",
         "loop.gate.metric=none",

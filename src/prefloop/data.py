@@ -14,17 +14,8 @@ from typing import Generic, TypeVar, get_args
 from prefloop import tales
 from prefloop.config import DataFormat, SourceSection
 from prefloop.containers import HUB, Broken, RawRow, content_digest, raw_rows
-from prefloop.formats import (
-    BadRowError,
-    DroppedRowError,
-    Example,
-    Row,
-    Turns,
-    check_turns,
-    detect,
-    kind_of,
-    parse,
-)
+from prefloop.fields import BadRowError, DroppedRowError, Row, kind_of
+from prefloop.formats import Example, Turns, check_turns, detect, parse
 from prefloop.interfaces import InputError
 from prefloop.records import (
     Demonstration,

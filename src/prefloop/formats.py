@@ -4,16 +4,29 @@ A row of any format becomes an `Example`: the turns before the answers, the answ
 about them. Formats are recognised by their fields. Knows nothing about files: the caller names the row.
 """
 
-import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
 from prefloop.config import DataFormat
+from prefloop.fields import (
+    BadRowError,
+    DroppedRowError,
+    Row,
+    label_of,
+    list_field,
+    missing_field,
+    number_of,
+    present_field,
+    raw_field,
+    score_of,
+    text_field,
+    text_of,
+    wrong_type,
+)
 from prefloop.records import Message, Role
 
-Row = Mapping[str, object]
 Turns = tuple[Message, ...]
 
 SIGNATURES: tuple[tuple[DataFormat, frozenset[str]], ...] = (
@@ -48,22 +61,6 @@ ALL_BAD = "all_bad"
 """In place of a choice, where no completion was good enough."""
 GSM8K_MARK = "####"
 """What comes before the final answer in a GSM8K solution."""
-
-
-class BadRowError(Exception):
-    """A row that cannot be used: an error, or dropped and counted under a short reason."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-class DroppedRowError(Exception):
-    """A row that is in order but of no use: always dropped and counted."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -164,7 +161,7 @@ def check_turns(turns: Turns) -> None:
 def _prompt_completion(row: Row) -> Example:
     name = "answer" if "question" in row and "completion" not in row else "completion"
     turns, completion = _answered(row, name, _prompt(row))
-    label = _label(row["label"]) if row.get("label") is not None else True
+    label = label_of(row["label"]) if row.get("label") is not None else True
     return Example(turns, (completion,), answer=_reference_answer(row), desirable=label)
 
 
@@ -175,13 +172,13 @@ def _preference(row: Row) -> Example:
     if turns != other_turns:
         raise DroppedRowError("unequal_prompts")
     if not turns:
-        raise _missing(row, "prompt")
+        raise missing_field(row, "prompt")
     margin = 1.0
     if row.get("margin") not in (None, ""):
-        margin = _number(row["margin"], "margin")
+        margin = number_of(row["margin"], "margin")
     elif row.get("score_chosen") is not None and row.get("score_rejected") is not None:
-        margin = _number(row["score_chosen"], "score_chosen")
-        margin -= _number(row["score_rejected"], "score_rejected")
+        margin = number_of(row["score_chosen"], "score_chosen")
+        margin -= number_of(row["score_rejected"], "score_rejected")
     return Example(turns, (chosen, rejected), ranked=True, margin=margin)
 
 
@@ -217,7 +214,7 @@ def _transcript(text: str, name: str) -> Turns:
 def _ultrafeedback(row: Row) -> Example:
     if row.get("completions") is None:
         return _preference(row)
-    turns = (_user(_field(row, "instruction"), "instruction"),)
+    turns = (_user(raw_field(row, "instruction"), "instruction"),)
     answers = list_field(row, "completions")
     scores = [_ultrafeedback_score(answer, place) for place, answer in enumerate(answers)]
     return Example(turns, _completion_texts(answers), scores=tuple(scores))
@@ -228,16 +225,18 @@ def _ultrafeedback_score(answer: object, place: int) -> float | None:
     if not isinstance(answer, Mapping):
         return None
     if (overall := answer.get("overall_score")) is not None:
-        return _number(overall, f"the overall_score of completion {place}")
+        return number_of(overall, f"the overall_score of completion {place}")
     annotations = answer.get("annotations")
     aspects = annotations.values() if isinstance(annotations, Mapping) else ()
     ratings = [aspect.get("Rating") for aspect in aspects if isinstance(aspect, Mapping)]
-    numbers = [_number(one, f"a rating of completion {place}") for one in ratings if one not in (None, "N/A")]
+    numbers = [
+        number_of(one, f"a rating of completion {place}") for one in ratings if one not in (None, "N/A")
+    ]
     return sum(numbers) / len(numbers) if numbers else None
 
 
 def _group(row: Row) -> Example:
-    name = _present(row, COMPLETIONS_FIELDS)
+    name = present_field(row, COMPLETIONS_FIELDS)
     prompt = Example(_prompt(row), answer=_reference_answer(row))
     if name is None and row.get("context_messages") is not None:
         return prompt
@@ -260,7 +259,7 @@ def _per_completion(row: Row, name: str, texts: tuple[str, ...]) -> tuple[float 
     if len(values) != len(texts):
         message = f"{len(values)} {noun} for {len(texts)} completions; give one each, null for not judged"
         raise BadRowError("unequal_lengths", message)
-    return tuple(_score(value, place, noun.removesuffix("s")) for place, value in enumerate(values))
+    return tuple(score_of(value, place, noun.removesuffix("s")) for place, value in enumerate(values))
 
 
 def _choice(said: Example, value: object) -> Example:
@@ -283,99 +282,14 @@ def _alpaca(row: Row) -> Example:
         if len(instances) != 1 or not isinstance(instances[0], Mapping):
             raise BadRowError("wrong_type", f"{len(instances)} instances; write one row for each")
         row = {**row, **instances[0]}
-    extra = _text(row.get("input") or "", "input")
+    extra = text_of(row.get("input") or "", "input")
     turns = (_user(f"{instruction}\n\n{extra}" if extra.strip() else instruction, "instruction"),)
     if row.get("output") is None:
         return Example(turns)
-    return Example(turns, (_text(row["output"], "output"),))
+    return Example(turns, (text_of(row["output"], "output"),))
 
 
 # --- fields -------------------------------------------------------------------------------------------------
-
-
-def _missing(row: Row, name: str) -> BadRowError:
-    present = ", ".join(str(one) for one, value in row.items() if value is not None) or "none"
-    return BadRowError(
-        "missing_field",
-        f"no field {name!r}; the row has {present}; rename columns with fields: {{{name}: your column}}",
-    )
-
-
-def _present(row: Row, names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if row.get(name) is not None), None)
-
-
-def _field(row: Row, name: str) -> object:
-    if row.get(name) is None:
-        raise _missing(row, name)
-    return row[name]
-
-
-def _wrong(name: str, value: object, wanted: str) -> BadRowError:
-    return BadRowError("wrong_type", f"{name} is {kind_of(value)}, not {wanted}; fix the row")
-
-
-def kind_of(value: object) -> str:
-    """What a value is, in the words of JSON."""
-    names = {
-        str: "text",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "an object",
-        type(None): "null",
-    }
-    return names.get(type(value), type(value).__name__)
-
-
-def text_field(row: Row, name: str) -> str:
-    """A text in a row. Raises BadRowError where there is none."""
-    return _text(_field(row, name), name)
-
-
-def _text(value: object, name: str) -> str:
-    if not isinstance(value, str):
-        raise _wrong(name, value, "text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise BadRowError("broken_text", f"{name} holds half a surrogate pair; fix the row") from error
-    return value
-
-
-def list_field(row: Row, name: str, wanted: str = "a list") -> list[object]:
-    """A list in a row. Raises BadRowError where there is none."""
-    value = _field(row, name)
-    if not isinstance(value, list | tuple):
-        raise _wrong(name, value, wanted)
-    return list(value)
-
-
-def _number(value: object, name: str) -> float:
-    """A finite number; text is read as one, since tables and UltraFeedback store numbers so."""
-    try:
-        number = float(value) if isinstance(value, int | float | str) else math.nan
-    except (ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise BadRowError("bad_score", f"{name} is {value!r}, not a finite number; fix the row")
-    return number
-
-
-def _score(value: object, place: int, noun: str) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRowError("bad_score", f"the {noun} of completion {place} is {value!r}; use a number or null")
-    return _number(value, f"the {noun} of completion {place}")
-
-
-def _label(value: object) -> bool:
-    labels = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-    if (label := labels.get(str(value).strip().lower())) is None:
-        raise _wrong("label", value, "true or false")
-    return label
 
 
 def _reference_answer(row: Row) -> str | None:
@@ -384,17 +298,17 @@ def _reference_answer(row: Row) -> str | None:
     value = prompt.get("answer") if isinstance(prompt, Mapping) else row.get("answer")
     if value is None:
         return None
-    text = str(value) if isinstance(value, int | float) else _text(value, "answer")
+    text = str(value) if isinstance(value, int | float) else text_of(value, "answer")
     return text.rpartition(GSM8K_MARK)[2].strip()
 
 
 def _user(value: object, name: str) -> Message:
-    return Message(role="user", content=_text(value, name))
+    return Message(role="user", content=text_of(value, name))
 
 
 def _prompt(row: Row, name: str | None = None) -> Turns:
-    name = name or _present(row, PROMPT_FIELDS) or PROMPT_FIELDS[0]
-    value = _field(row, name)
+    name = name or present_field(row, PROMPT_FIELDS) or PROMPT_FIELDS[0]
+    value = raw_field(row, name)
     if isinstance(value, Mapping):  # a prompt as prefloop writes it
         return _turns(value, "messages")
     return (_user(value, name),) if isinstance(value, str) else _turns(row, name)
@@ -402,11 +316,11 @@ def _prompt(row: Row, name: str | None = None) -> Turns:
 
 def _answered(row: Row, name: str, prompt: Turns) -> tuple[Turns, str]:
     """The turns before an answer, and the answer: text, or turns that follow the prompt or repeat it."""
-    value = _field(row, name)
+    value = raw_field(row, name)
     if isinstance(value, Mapping):  # a completion as prefloop writes it
-        return prompt, _text(_field(value, "text"), name)
+        return prompt, text_of(raw_field(value, "text"), name)
     if isinstance(value, str):
-        return prompt, _text(value, name)
+        return prompt, text_of(value, name)
     turns = _turns(row, name)
     if not turns or turns[-1].role != "assistant":
         raise BadRowError("no_answer", f"{name} does not end with an assistant turn; it must")
@@ -421,12 +335,12 @@ def _turns(row: Row, name: str, roles: Mapping[str, Role] = ROLES) -> Turns:
     turns: list[Message] = []
     for number, turn in enumerate(list_field(row, name, "text or a list of turns"), 1):
         if not isinstance(turn, Mapping):
-            raise _wrong(f"{name}, turn {number},", turn, "an object with role and content")
+            raise wrong_type(f"{name}, turn {number},", turn, "an object with role and content")
         role = turn.get("role", turn.get("from"))
         if not isinstance(role, str) or role not in roles:
             raise BadRowError("unknown_role", f"{name}, turn {number}: role {role!r}; use {', '.join(roles)}")
         content = turn.get("content", turn.get("value"))
-        turns.append(Message(role=roles[role], content=_text(content, f"{name}, turn {number}: content")))
+        turns.append(Message(role=roles[role], content=text_of(content, f"{name}, turn {number}: content")))
     return tuple(turns)
 
 
@@ -435,5 +349,5 @@ def _completion_texts(answers: list[object]) -> tuple[str, ...]:
     for place, answer in enumerate(answers):
         if isinstance(answer, Mapping):
             answer = answer.get("response", answer.get("text"))
-        texts.append(_text(answer, f"completion {place}"))
+        texts.append(text_of(answer, f"completion {place}"))
     return tuple(texts)

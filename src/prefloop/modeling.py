@@ -53,7 +53,7 @@ REWARD_NOTES = "prefloop_reward"
 """Key of config.json under which a reward model says what it is and how its scores are shifted and scaled."""
 SCALAR_KINDS = frozenset({"bradley_terry", "margin_ranking", "plackett_luce", "sparrow"})
 """Reward models that are a transformers model with one output and nothing else."""
-SCORING_KINDS = SCALAR_KINDS | {"ensemble", "multi_objective", "process"}
+SCORING_KINDS = SCALAR_KINDS | {"ensemble", "multi_objective", "process", "rules"}
 """Reward models that score completions, whatever they are made of."""
 TINY_VOCABULARY = 1024
 TINY_SHAPE = {
@@ -206,7 +206,9 @@ def load_reward_model(
                 "a scalar reward model has one"
             )
         if (kind := reward_notes(config).get("kind", "bradley_terry")) not in kinds:
-            raise InputError(f"{path}: is a reward model of kind {kind}, which gives no single score here")
+            raise InputError(
+                f"{path}: is a reward model of kind {kind}, but {' or '.join(sorted(kinds))} is needed here"
+            )
         tokenizer = load_tokenizer(str(path))
         check_tokenizer_has_distinct_pad(tokenizer, str(path))
         loaded = AutoModelForSequenceClassification.from_pretrained(

@@ -25,17 +25,8 @@ from prefloop.data import (
     read_examples,
     source_name,
 )
-from prefloop.formats import (
-    BadRowError,
-    DroppedRowError,
-    Example,
-    Row,
-    detect,
-    kind_of,
-    list_field,
-    parse,
-    text_field,
-)
+from prefloop.fields import BadRowError, DroppedRowError, Row, kind_of, list_field, text_field
+from prefloop.formats import Example, detect, parse
 from prefloop.interfaces import InputError
 from prefloop.records import Completion, Group, PreferencePair, Prompt, Record, content_id, file_completion
 from prefloop.store import tally

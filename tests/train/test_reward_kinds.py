@@ -210,8 +210,12 @@ def test_a_rule_model_tells_which_rule_is_broken_and_knows_its_rules(tiny_model,
     assert good.parts["Smile."] > 0.5 > good.parts["Do not smile."]
     assert poor.parts["Do not smile."] > 0.5 > poor.parts["Smile."]
     assert good.value == pytest.approx(sum(good.parts.values()) / 3)
-    with pytest.raises(InputError, match="is a reward model of kind rules"):
-        scorer(tmp_path / "model")
+    assert [row.value for row in scorer(tmp_path / "model").score([group(70, GOOD, POOR)])] == [
+        good.value,
+        poor.value,
+    ]
+    with pytest.raises(InputError, match="is a reward model of kind rules, but bradley_terry or"):
+        load_reward_model(tmp_path / "model", RUNTIME)  # its logit says that a rule is broken
 
 
 def test_area_under_the_curve_is_the_probability_to_rank_a_positive_higher():

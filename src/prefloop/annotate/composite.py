@@ -69,22 +69,16 @@ class CompositeScorer:
 
     def _parts(self, groups: Sequence[Group]) -> Mapping[str, Parts | Refusal]:
         """The parts of every completion before weights, by its id."""
-        found: dict[str, Parts | Refusal] = {}
+        found = {one.id: self._own_parts(group.prompt, one) for group in groups for one in group.completions}
+        refused: dict[str, Refusal] = {}
         for name, scorer in self._scorers.items():
-            rows = iter(list(scorer.score(groups)))
-            for completion in (one for group in groups for one in group.completions):
-                row, known = next(rows), found.setdefault(completion.id, {})
-                if isinstance(row, Refusal) or isinstance(known, Refusal):
-                    found[completion.id] = known if isinstance(known, Refusal) else row  # type: ignore[assignment]
+            for row in scorer.score(groups):
+                if isinstance(row, Refusal):
+                    refused |= dict.fromkeys(row.completion_ids, row)
                     continue
-                known[name] = row.value
-                known |= {f"{name}/{part}": value for part, value in (row.parts or {}).items()}
-        for group in groups:
-            for completion in group.completions:
-                known = found[completion.id]
-                if not isinstance(known, Refusal):
-                    known |= self._own_parts(group.prompt, completion)
-        return found
+                inner = {f"{name}/{part}": value for part, value in (row.parts or {}).items()}
+                found[row.completion_id] |= {name: row.value, **inner}
+        return {**found, **refused}
 
     def _own_parts(self, prompt: Prompt, completion: Completion) -> Parts:
         parts: Parts = {}

@@ -61,9 +61,20 @@ class RewardModelScorer:
 
 def load_scorer(
     path: Path | str, runtime: RuntimeSection, *, name: str, same_tokens: bool, labels: int
-) -> RewardModelScorer:
-    """The scorer of a model folder or hub name. Raises InputError for models that give no score."""
+) -> "RewardModelScorer | RuleModelScorer":
+    """The scorer of a model folder or hub name; of a rule model, the mean over its rules. Raises InputError."""
     model, codec = load_reward_model(path, runtime, kinds=SCORING_KINDS)
+    if reward_notes(model.config).get("kind") == "rules":
+        return RuleModelScorer(
+            model,
+            codec,
+            name=name,
+            rules=(),
+            reduction="mean",
+            same_tokens=same_tokens,
+            labels=labels,
+            runtime=runtime,
+        )
     return RewardModelScorer(model, codec, name=name, same_tokens=same_tokens, labels=labels, runtime=runtime)
 
 

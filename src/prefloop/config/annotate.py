@@ -133,9 +133,6 @@ class HumanAnnotator(Section):
     """Share of tasks that must be judged before the loop goes on."""
 
 
-GoldScorer = Annotated[RuleAnnotator | FunctionAnnotator | RewardModelAnnotator, Field(discriminator="kind")]
-
-
 class RuleModelAnnotator(Section):
     """Scores by how likely a completion follows rules in words, with a model of `reward.objective: rules`."""
 
@@ -147,6 +144,11 @@ class RuleModelAnnotator(Section):
     """The rules; left out, they are those that the model was trained on."""
     reduction: Literal["mean", "sum"] = "mean"
     """How P(follows) of the rules make one score; the mean does not grow when rules are added."""
+
+
+GoldScorer = Annotated[
+    RuleAnnotator | FunctionAnnotator | RewardModelAnnotator | RuleModelAnnotator, Field(discriminator="kind")
+]
 
 
 class CompositeAnnotator(Section):

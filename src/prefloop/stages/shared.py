@@ -159,8 +159,6 @@ def annotator_digests(x: Experiment) -> dict[str, str]:
             return {"recorded": data.source_digest(SourceSection(path=annotator.path))}
         case "pairwise":
             return {"model": model_digest(annotator.model, None)} if annotator.model else {}
-        case "rule_model":
-            return {"model": model_digest(annotator.model, None)}
         case "composite":
             digest = scorer_digest(annotator.preference)
             found = {"preference": digest} if digest else {}
@@ -169,7 +167,7 @@ def annotator_digests(x: Experiment) -> dict[str, str]:
         case "simulated":
             digest = scorer_digest(annotator.gold)
             return {"gold": digest} if digest else {}
-        case "reward_model" | "rule" | "function":
+        case "reward_model" | "rule" | "function" | "rule_model":
             digest = scorer_digest(annotator)
             return {"scorer": digest} if digest else {}
         case _:
@@ -182,7 +180,7 @@ def scorer_digest(section: GoldScorer) -> str | None:
             from prefloop.annotate.function import function_digest
 
             return function_digest(section.target)
-        case "reward_model":
+        case "reward_model" | "rule_model":
             return model_digest(section.model, None) if section.model else None
         case "rule":
             return tales.VERSION if section.rule.startswith("tales") else None
