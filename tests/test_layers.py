@@ -13,7 +13,7 @@ FLOORS = [
         "tracking", "launch",
     },
     {"losses", "selection", "statistics"},
-    {"attention", "batches", "modeling", "forward", "reward", "trunks"},
+    {"attention", "lean", "batches", "modeling", "forward", "reward", "trunks"},
     {"generate", "annotate", "train", "evaluate"},
     {"stages", "pipeline"},
     {"cli", "browse", "chat", "doctor", "report", "card"},

@@ -6,7 +6,7 @@ so that the whole matrix of logits never exists. Knows nothing about losses or w
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,15 @@ from transformers.utils import logging as transformers_logging
 from prefloop.attention import SHARED, SHARED_FLEX
 from prefloop.batches import Batch, TokenGroup, collate, microbatches, tokens_at_once
 from prefloop.config import RuntimeSection
+from prefloop.lean import make_lean
 from prefloop.modeling import reward_notes
 
 logger = logging.getLogger(__name__)
 
 LOGITS_AT_ONCE = 1 << 24
 """Logits that may exist at once; more completion tokens are taken in chunks and computed again in the backward pass."""
+LOGITS_IN_CACHE = 1 << 18
+"""Float32 logits that a CPU works on at once: a megabyte, which stays near the core between one pass and the next."""
 PROBE_TOLERANCE = 1e-3
 """Largest difference of hidden states, relative to the largest hidden state."""
 SHAREABLE_LAYERS = frozenset({"full_attention", "sliding_attention"})
@@ -34,6 +37,7 @@ class LogpsModule(nn.Module):
 
     def __init__(self, model: PreTrainedModel, *, pad_id: int, runtime: RuntimeSection) -> None:
         super().__init__()
+        make_lean(model)
         self.pad_id = pad_id
         self.shares = share_prompts(model, pad_id, runtime)
         self.own_head = _head_is_plain(model, pad_id, shares=self.shares)
@@ -72,6 +76,7 @@ class ScoresModule(nn.Module):
 
     def __init__(self, model: PreTrainedModel, *, pad_id: int, runtime: RuntimeSection) -> None:
         super().__init__()
+        make_lean(model)
         self.pad_id = pad_id
         self.shares = share_prompts(model, pad_id, runtime)
         self.model: Any = model
@@ -130,19 +135,34 @@ class _Picked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        wide = logits.float()  # [t, V]
-        normaliser = wide.logsumexp(-1)
-        ctx.save_for_backward(logits, normaliser, targets)
+        picked = torch.empty(len(targets), device=logits.device)
+        normaliser = torch.empty_like(picked)
+        for rows in _rows_in_cache(logits):
+            wide, at = logits[rows].float(), targets[rows].unsqueeze(-1)
+            picked[rows] = wide.log_softmax(-1).gather(-1, at).squeeze(-1)
+            normaliser[rows] = wide.gather(-1, at).squeeze(-1) - picked[rows]
+        ctx.save_for_backward(logits, targets)
         ctx.mark_non_differentiable(normaliser)
-        return wide.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - normaliser, normaliser
+        return picked, normaliser
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        logits, normaliser, targets = ctx.saved_tensors
-        gradient = gradients[0].unsqueeze(-1)
-        probabilities = (logits - normaliser.unsqueeze(-1)).exp_()  # float32: the normaliser is
-        result = probabilities.mul_(-gradient).scatter_add_(-1, targets.unsqueeze(-1), gradient)
-        return result.to(logits.dtype), None
+        logits, targets = ctx.saved_tensors
+        result = torch.empty_like(logits)
+        for rows in _rows_in_cache(logits):
+            gradient = gradients[0][rows].unsqueeze(-1)
+            probabilities = logits[rows].float().softmax(-1)
+            result[rows] = probabilities.mul_(-gradient).scatter_add_(
+                -1, targets[rows].unsqueeze(-1), gradient
+            )
+        return result, None
+
+
+def _rows_in_cache(logits: Tensor) -> Iterator[slice]:
+    """Rows [t, V] to work on at once: all of them on an accelerator."""
+    number = len(logits) if logits.device.type != "cpu" else max(1, LOGITS_IN_CACHE // logits.shape[1])
+    for start in range(0, len(logits), max(number, 1)):
+        yield slice(start, start + number)
 
 
 def _picked(logits: Tensor, targets: Tensor, collisions: bool) -> tuple[Tensor, Tensor]:

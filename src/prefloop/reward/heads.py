@@ -19,6 +19,7 @@ from prefloop.batches import Batch, TokenGroup
 from prefloop.config import RuntimeSection
 from prefloop.forward import hidden_states, of_each, scaled, share_prompts
 from prefloop.interfaces import InputError
+from prefloop.lean import make_lean
 from prefloop.modeling import reward_notes
 
 HEADS_FILE = "heads.safetensors"
@@ -31,6 +32,7 @@ class FeaturesModule(nn.Module):
 
     def __init__(self, model: PreTrainedModel, *, pad_id: int, runtime: RuntimeSection) -> None:
         super().__init__()
+        make_lean(model)
         self.pad_id = pad_id
         self.shares = share_prompts(model, pad_id, runtime)
         self.model: Any = model

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from prefloop.config import LoraSection, RuntimeSection, TrainingSection
 from prefloop.forward import plain
 from prefloop.interfaces import InputError
+from prefloop.lean import LeanLinear
 from prefloop.modeling import device_of, layers_of
 from prefloop.train.optimizers import require_bitsandbytes
 
@@ -126,7 +127,7 @@ def quantise(model: Any, *, dtype: torch.dtype, device: torch.device) -> None:
         (parent, name, child)
         for parent in trunk.modules()
         for name, child in parent.named_children()
-        if type(child) is nn.Linear
+        if type(child) in (nn.Linear, LeanLinear)
     ]
     if not places:
         raise InputError(
