@@ -8,15 +8,18 @@ PYTEST_ARGS ?=
 TORCH_CPU ?= torch==2.13.0+cpu
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
+# What DeepSpeed needs besides torch; with it installed, accelerate imports it in every process.
+DEEPSPEED ?= deepspeed einops hjson msgpack ninja nvidia-ml-py py-cpuinfo
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 DEV_GROUP := import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"]))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install dev test check lint types docs clean
+.PHONY: help quickstart install dev test test-deepspeed check lint types docs clean
 
 help: ## Show the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
 
 quickstart: install ## Install, then run the whole loop on the built-in tales
 	$(BIN)/prefloop quickstart
@@ -27,6 +30,10 @@ dev: $(VENV)/.installed-dev ## Install what contributors need as well
 
 test: dev ## Run the tests; PYTEST_ARGS="-k store" chooses some
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-deepspeed: dev ## Run the tests that need DeepSpeed, which stays outside the environment
+	$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/deepspeed $(DEEPSPEED)
+	PYTHONPATH=$(VENV)/deepspeed $(BIN)/python -m pytest -m deepspeed $(PYTEST_ARGS)
 
 check: lint types test ## Everything a change must pass
 

@@ -21,16 +21,19 @@ PROBE_ROWS = 3
 
 def make_lean(model: PreTrainedModel) -> None:
     """Changes the modules of a model in place. Weights, their names and what is saved stay as they are."""
-    module: Any
     for module in model.modules():
         if type(module) is nn.Linear and _has_onednn():
-            module.__class__ = LeanLinear
+            _become(module, LeanLinear)
         elif isinstance(module, nn.Embedding) or _is_norm(module):
             offset = _rms_offset(module)
             if offset is not None:
-                module.__class__ = _lean_norm(type(module), offset)
+                _become(module, _lean_norm(type(module), offset))
             if _narrowed not in module._forward_hooks.values():
                 module.register_forward_hook(_narrowed)
+
+
+def _become(module: Any, kind: type[nn.Module]) -> None:
+    module.__class__ = kind
 
 
 def _is_norm(module: nn.Module) -> bool:

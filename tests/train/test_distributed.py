@@ -342,6 +342,7 @@ def test_deepspeed_and_sharding_exclude_each_other():
 
 
 @pytest.mark.slow
+@pytest.mark.deepspeed
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed_takes_the_steps_of_one_process_and_its_checkpoints_serve_one(tiny_model, tmp_path, stage):
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
