@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from benchmarks.machine import Moment
 from benchmarks.shapes import SHAPES, forward_flops
 
-Task = Literal["dpo", "reward", "iteration"]
+Task = Literal["dpo", "reward", "iteration", "generate"]
 Dtype = Literal["float32", "bfloat16"]
 SHORTEST = 4
 """Fewest tokens of a prompt or completion: two are marks of the chat template."""
@@ -72,7 +72,9 @@ class Case:
 
     @property
     def pairs_per_prompt(self) -> int:
-        """All pairs of a ranking for a reward model, one pair otherwise."""
+        """All pairs of a ranking for a reward model, one pair otherwise; of what is sampled, the completions."""
+        if self.task == "generate":
+            return self.data.num_completions
         return math.comb(self.data.num_completions, 2) if self.task == "reward" else 1
 
     @property
@@ -87,7 +89,9 @@ class Case:
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps."""
+        """Optimiser steps; of what is sampled, the tokens of a completion."""
+        if self.task == "generate":
+            return self.data.completion_length
         return math.ceil(self.data.num_prompts * self.epochs / self.prompts_per_step)
 
     @property
@@ -117,7 +121,7 @@ class Side:
     """Who does the work, and with which settings."""
 
     label: str
-    framework: Literal["prefloop", "trl"]
+    framework: Literal["prefloop", "trl", "transformers"]
     microbatch: int = 0
     """Pairs in one forward pass of TRL, tokens in one of prefloop; 0 finds TRL's best, and leaves prefloop its default."""
     gradient_checkpointing: bool = False
@@ -142,6 +146,12 @@ class Done:
     loss_last: float
     picks: Sequence[tuple[int, int]] = ()
     """Chosen and rejected completion of each prompt, where the work selects them."""
+
+    @classmethod
+    def of_samples(cls, took: Moment, *, num_completions: int, num_tokens: int) -> "Done":
+        """What was sampled, with the mean length of a completion in place of steps; there is no loss."""
+        length = round(num_tokens / num_completions)
+        return cls(took, {"sample": took}, 0.0, num_completions, length, 0.0, 0.0)
 
 
 @dataclass(frozen=True)

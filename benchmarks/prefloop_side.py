@@ -13,8 +13,9 @@ from benchmarks.settings import BETA, LEARNING_RATE, MAX_GRAD_NORM, SEED, WEIGHT
 from benchmarks.shapes import SHAPES
 from prefloop.annotate.reward_model import RewardModelScorer
 from prefloop.batches import Codec
-from prefloop.config import PolicySection, RewardSection, RuntimeSection, SelectSection
-from prefloop.modeling import load_codec, load_policy, load_reward_model
+from prefloop.config import GenerateSection, PolicySection, RewardSection, RuntimeSection, SelectSection
+from prefloop.generate.hf import Author, HfGenerator
+from prefloop.modeling import in_dtype, load_codec, load_policy, load_reward_model, settle
 from prefloop.records import Completion, Group, Message, PreferencePair, Prompt, content_id
 from prefloop.selection import pairs_of
 from prefloop.train.preference import PolicyJob, train_policy
@@ -47,6 +48,8 @@ def run(case: Case, side: Side, folders: Folders, threads: int) -> Done:
             return train_ranking(case, folders, runtime)
         case "iteration":
             return iterate(case, folders, runtime)
+        case "generate":
+            return sample(case, folders, runtime)
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -197,3 +200,27 @@ def iterate(case: Case, folders: Folders, runtime: RuntimeSection) -> Done:
 def _picks(group: Group, pair: PreferencePair) -> tuple[int, int]:
     ids = [one.id for one in group.completions]
     return ids.index(pair.chosen.id), ids.index(pair.rejected.id)
+
+
+# --- sampling --------------------------------------------------------------------------------------------------------
+
+
+def sample(case: Case, folders: Folders, runtime: RuntimeSection) -> Done:
+    """The hf engine on prompts."""
+    settle(runtime)
+    codec = load_codec(folders.policy)
+    codec.terminator_id = -1  # no token ends a completion
+    options = GenerateSection(
+        num_completions=case.data.num_completions,
+        max_new_tokens=case.data.completion_length,
+        max_prompt_length=case.longest,
+    )
+    model = in_dtype(load_policy(folders.policy, runtime), case.dtype)
+    author = Author(ANNOTATOR, 0)
+    prompts = [one.prompt for one in groups(case)]
+    started = now()
+    generator = HfGenerator(model, codec, options, seed=SEED, author=author, runtime=runtime)
+    completions = [one for group in generator.generate(prompts) for one in group.completions]
+    took = now().since(started)
+    tokens = sum(len(one.token_ids or ()) for one in completions)
+    return Done.of_samples(took, num_completions=len(completions), num_tokens=tokens)

@@ -134,6 +134,11 @@ def tokens_per_s(case: Case) -> Figure:
     return lambda run: case.tokens_that_count / run.seconds
 
 
+def sampled_tokens_per_s(case: Case) -> Figure:
+    """Tokens written in a second, prompts not counted."""
+    return lambda run: run.num_pairs * run.num_steps / run.seconds
+
+
 def microseconds_per_token(case: Case) -> Figure:
     """The cost of a token that counts."""
     return lambda run: 1e6 * run.seconds / case.tokens_that_count

@@ -47,10 +47,13 @@ def perform(job: str, **options: Any) -> dict[str, Any]:
 
 def measure(case: Case, side: Side, folders: dict[str, Path], threads: int) -> Measured:
     """Time, memory, losses and dtypes of a case; `folders` has the models of the case, of the warm-up, and the output."""
-    if side.framework == "prefloop":
-        from benchmarks.prefloop_side import run
-    else:
-        from benchmarks.trl_side import run
+    match side.framework:
+        case "prefloop":
+            from benchmarks.prefloop_side import run
+        case "trl":
+            from benchmarks.trl_side import run
+        case "transformers":
+            from benchmarks.transformers_side import run
     small = replace(
         case,
         model=WARM_UP,

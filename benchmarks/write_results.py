@@ -79,6 +79,8 @@ def losses(result: dict[str, Any]) -> str:
     """The losses of the first and last step of every side, and what peers were given."""
     lines = []
     for one in result["cases"]:
+        if one["case"]["task"] == "generate":
+            continue
         for side in one["sides"]:
             run = one["runs"][side["label"]][0]
             given = f", microbatch {side['microbatch']}" if side["microbatch"] else ""
@@ -87,6 +89,8 @@ def losses(result: dict[str, Any]) -> str:
                 f"loss {run['loss_first']:.4f} → {run['loss_last']:.4f}, "
                 f"{run['activations_dtype']} on {run['weights_dtype']} weights\n"
             )
+    if not lines:
+        return ""
     return f"<details><summary>Losses and settings</summary>\n\n{''.join(lines)}\n</details>\n"
 
 

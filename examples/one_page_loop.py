@@ -50,7 +50,7 @@ def imitate(out: Path) -> Path:
 def sample(policy: Path, prompts: list[Prompt]) -> list[Group]:
     """Four tales a prompt by one policy."""
     model, codec, author = load_policy(policy, RUNTIME), load_codec(policy), Author(policy.parent.name, 0)
-    return list(HfGenerator(model, codec, SAMPLING, seed=0, author=author, rows=256).generate(prompts))
+    return list(HfGenerator(model, codec, SAMPLING, seed=0, author=author, runtime=RUNTIME).generate(prompts))
 
 
 def best_against_worst(groups: list[Group]) -> list[PreferencePair]:

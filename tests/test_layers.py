@@ -13,7 +13,7 @@ FLOORS = [
         "tracking", "launch",
     },
     {"losses", "selection", "statistics"},
-    {"attention", "lean", "batches", "modeling", "forward", "reward", "trunks"},
+    {"attention", "decoding", "lean", "batches", "modeling", "forward", "reward", "trunks"},
     {"generate", "annotate", "train", "evaluate"},
     {"stages", "pipeline"},
     {"cli", "browse", "chat", "doctor", "report", "card"},

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
+import prefloop.generate.hf
 from prefloop import pipeline
 from prefloop.config import MAIN_ARM, Experiment
 from prefloop.interfaces import InputError
 from prefloop.pipeline import Entry, Watcher
 from prefloop.records import Group, PreferencePair, Prompt
 from prefloop.stages.shared import read_judgements
-from prefloop.store import Workspace, read_records
+from prefloop.store import RowFile, Workspace, read_records
 from small import small
 
 
@@ -354,3 +355,32 @@ def test_planning_does_not_import_torch(tmp_path):
         check=True,
     )
     assert out.stdout.strip() == "[]"
+
+
+class Killed(BaseException):
+    """What a kill is to the code that runs."""
+
+
+def test_generation_goes_on_with_other_batches_after_a_kill(tmp_path, monkeypatch):
+    """How many rows are sampled at once is not part of a key, so it may change between a kill and the next run."""
+    monkeypatch.setattr(prefloop.generate.hf, "BATCHES_AT_ONCE", 1)
+
+    def sampled(workspace: Workspace, rows: int) -> list[list[tuple[int, ...]]]:
+        entries = pipeline.run(small(f"runtime.generation_rows={rows}"), workspace, Watcher())
+        groups = read_records(of(entries, "generate")[0].artefact.path / "groups.jsonl", Group)
+        return [[one.token_ids for one in group.completions] for group in groups]
+
+    expected = sampled(Workspace(tmp_path / "whole"), 6)
+    append = RowFile.append
+
+    def killed_after_the_first_chunk(self, rows, **options):
+        append(self, rows, **options)
+        if self.path.name == "groups.jsonl" and "generate" in self.path.parent.name:
+            assert self.items < len(expected), "nothing is left to go on with"
+            raise Killed
+
+    monkeypatch.setattr(RowFile, "append", killed_after_the_first_chunk)
+    with pytest.raises(Killed):
+        sampled(Workspace(tmp_path / "killed"), 6)
+    monkeypatch.setattr(RowFile, "append", append)
+    assert sampled(Workspace(tmp_path / "killed"), 9) == expected

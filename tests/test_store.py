@@ -120,14 +120,14 @@ def score(number: int) -> Score:
 def test_a_row_file_cut_in_the_middle_goes_back_to_its_last_whole_chunk(tmp_path):
     path = tmp_path / "rows.jsonl"
     file = RowFile(path)
-    file.append([score(1), score(2)])
+    file.append([score(1), score(2)], items=5)
     whole = path.read_bytes()
     with path.open("ab") as torn:  # what a kill leaves: rows without their marker, the last one half written
         torn.write(score(3).model_dump_json().encode() + b'\n{"type": "sco')
     again = RowFile(path)
-    assert again.chunks == 1
+    assert again.items == 5
     assert path.read_bytes() == whole
-    again.append([score(3)])
+    again.append([score(3)], items=1)
     assert [one.value for one in read_records(path, Score)] == [1, 2, 3]
 
 

@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -210,6 +210,27 @@ def _shared_calls(spans: Sequence[tuple[_Span, _Span]], filler: int) -> list[Cal
 # --- the attention functions -----------------------------------------------------------------------------------------
 
 
+class KeysAndValues(Protocol):
+    """What keeps keys and values from token to token while completions grow (`decoding.py`)."""
+
+    def store_prompts(self, module: nn.Module, key: Tensor, value: Tensor) -> None:
+        """Keeps those of the prompts in a flat row."""
+        ...
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None,
+        window: int | None,
+    ) -> Tensor:
+        """Attention of the newest tokens over all that is kept."""
+        ...
+
+
 def shared_attention(
     module: nn.Module,
     query: Tensor,
@@ -221,17 +242,24 @@ def shared_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     layout: Layout | None = None,
+    group_cache: KeysAndValues | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention over a flat row: query [1, H, N, D], key and value [1, H', N, D] to [1, N, H, D].
 
-    Raises NotImplementedError for models whose attention scores are changed in ways that SDPA cannot express.
+    With a cache and a layout, prompts are read and kept; with a cache alone, completions grow by a token each. Raises
+    NotImplementedError for models whose attention scores are changed in ways that SDPA cannot express.
     """
-    if layout is None:
+    if layout is None and group_cache is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
     _refuse_unknown(options)
+    if layout is None:
+        assert group_cache is not None
+        return group_cache.attend(module, query, key, value, scaling=scaling, window=sliding_window), None
+    if group_cache is not None:
+        group_cache.store_prompts(module, key, value)
     dtype = _compute_dtype(query)
     flat_query, flat_key, flat_value = (
         one[0].transpose(0, 1).to(dtype) for one in (query, key, value)
@@ -302,12 +330,23 @@ def shared_flex_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     layout: Layout | None = None,
+    group_cache: KeysAndValues | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """The same as `shared_attention` by FlexAttention: for CUDA, where it is compiled; on a CPU it has no backward."""
-    if layout is None:
+    if layout is None or group_cache is not None:
         return shared_attention(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=scaling,
+            dropout=dropout,
+            sliding_window=sliding_window,
+            layout=layout,
+            group_cache=group_cache,
+            **options,
         )
     _refuse_unknown(options)
     if dropout and module.training:

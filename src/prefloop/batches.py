@@ -87,6 +87,16 @@ class Codec:
         """The text of sampled tokens, without the terminator and other special tokens."""
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
+    def token_id(self, token: str) -> int:
+        """The id of a token by its name. Raises InputError where the vocabulary has none."""
+        found = self.tokenizer.convert_tokens_to_ids(token)
+        if found is None or (found == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token):
+            raise InputError(
+                f"generate.stop_tokens: {self.tokenizer.name_or_path} has no token {token!r}; "
+                "put text that ends a completion into generate.stop"
+            )
+        return found
+
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:

@@ -24,7 +24,7 @@ class Conversation:
             options,
             seed=0,
             author=Author(folder, 0),
-            rows=1,
+            runtime=RuntimeSection(),
         )
         self._turns: tuple[Message, ...] = ()
 

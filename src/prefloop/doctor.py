@@ -109,7 +109,7 @@ def _generates() -> Finding:
             options,
             seed=0,
             author=Author("doctor", 0),
-            rows=8,
+            runtime=runtime,
         )
         groups = list(generator.generate(tales.prompts()[:2]))
     sampled = sum(len(one.token_ids or ()) for group in groups for one in group.completions)

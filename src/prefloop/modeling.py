@@ -94,6 +94,12 @@ def on_device(model: PreTrainedModel, runtime: RuntimeSection) -> PreTrainedMode
     return model
 
 
+def in_dtype(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
+    """The model with its weights in another type, for use without training."""
+    nn.Module.to(model, getattr(torch, dtype))
+    return model
+
+
 def settle(runtime: RuntimeSection) -> None:
     """Fits torch to this machine: threads as asked, and freed memory kept for reuse on a CPU."""
     if runtime.threads:

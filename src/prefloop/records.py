@@ -103,7 +103,15 @@ class Sampling(Record):
     temperature: float
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether tokens were drawn from the policy as it is."""
+        shaped = (self.temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty)
+        return shaped == (1.0, 1.0, 0, 0.0, 1.0)
 
 
 class Completion(Record):
@@ -115,6 +123,9 @@ class Completion(Record):
     token_ids: tuple[int, ...] | None = None
     token_logps: tuple[float, ...] | None = None
     """Log-probability of each token under the sampling policy at temperature 1."""
+    sampled_logps: tuple[float, ...] | None = None
+    """The same under the distribution that the tokens were drawn from, where that is another: what importance ratios divide
+    by."""
     finish_reason: FinishReason | None = None
     sampling: Sampling | None = None
     policy: str = ""

@@ -350,23 +350,23 @@ class RowFile:
         self.path = path
         self._progress = path.parent / LOGS / f"{path.name}.progress.json"
         self._progress.parent.mkdir(exist_ok=True)
-        state = read_json(self._progress) if self._progress.is_file() else {"chunks": 0, "bytes": 0}
-        self.chunks: int = state["chunks"]
-        """Whole chunks already in the file."""
+        state = read_json(self._progress) if self._progress.is_file() else {"items": 0, "bytes": 0}
+        self.items: int = state["items"]
+        """How much of what the rows are made from is done; it may have given no row, or several."""
         path.touch()
         with path.open("r+b") as file:
             file.truncate(state["bytes"])
 
-    def append(self, rows: Iterable[BaseModel]) -> None:
-        """Appends one chunk."""
+    def append(self, rows: Iterable[BaseModel], *, items: int) -> None:
+        """Appends one chunk, made from so many items."""
         with self.path.open("ab") as file:
             for row in rows:
                 file.write(row.model_dump_json().encode("utf-8", "surrogatepass") + b"\n")
             file.flush()
             os.fsync(file.fileno())
             size = file.tell()
-        self.chunks += 1
-        write_json(self._progress, {"chunks": self.chunks, "bytes": size})
+        self.items += items
+        write_json(self._progress, {"items": self.items, "bytes": size})
 
 
 def digest_file(path: Path) -> str:

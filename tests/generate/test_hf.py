@@ -1,9 +1,22 @@
+import math
+
 import pytest
 import torch
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from prefloop import tales
+from prefloop.attention import SHARED
 from prefloop.config import GenerateSection
-from prefloop.generate.hf import Author, HfGenerator, draw
+from prefloop.generate.decoders import SharedDecoder
+from prefloop.generate.draw import draw, penalise, uniform_numbers
+from prefloop.generate.hf import Author, HfGenerator
+from prefloop.interfaces import InputError
 from prefloop.modeling import load_codec, load_policy
 from prefloop.records import Message, Prompt
 
@@ -16,7 +29,7 @@ def generator(tiny_model, runtime, *, rows=64, seed=0, model=None, **options) ->
         GenerateSection(**options),
         seed=seed,
         author=Author("policy-test", 3),
-        rows=rows,
+        runtime=runtime.model_copy(update={"generation_rows": rows}),
     )
 
 
@@ -125,7 +138,7 @@ def test_prompts_that_do_not_fit_give_no_completions_and_others_go_on(tiny_model
 def test_draw_follows_the_distribution():
     probabilities = torch.tensor([0.1, 0.6, 0.3])
     uniforms = (torch.arange(1000) + 0.5) / 1000
-    tokens, logps = draw(probabilities.log().expand(1000, 3), uniforms, torch.ones(1000))
+    tokens, logps, _ = draw(probabilities.log().expand(1000, 3), uniforms, torch.ones(1000))
     assert tokens.bincount().tolist() == [100, 600, 300]
     torch.testing.assert_close(logps, probabilities.log()[tokens])
 
@@ -133,7 +146,7 @@ def test_draw_follows_the_distribution():
 def test_temperature_sharpens_the_draw_but_not_the_log_probability():
     logits = torch.tensor([0.2, 0.8]).log().expand(1000, 2)
     uniforms = (torch.arange(1000) + 0.5) / 1000
-    tokens, logps = draw(logits, uniforms, torch.full((1000,), 0.5))
+    tokens, logps, _ = draw(logits, uniforms, torch.full((1000,), 0.5))
     # squared and normalised: 0.04 / 0.68
     assert tokens.bincount().tolist() == [59, 941]
     torch.testing.assert_close(logps, logits[0][tokens])
@@ -148,5 +161,188 @@ def test_top_k_and_top_p_keep_the_most_likely_tokens():
 
 
 def test_temperature_zero_takes_the_most_likely_token():
-    tokens, _ = draw(torch.tensor([[0.1, 3.0, 0.2]]), torch.tensor([0.999]), torch.zeros(1))
+    tokens, _, _ = draw(torch.tensor([[0.1, 3.0, 0.2]]), torch.tensor([0.999]), torch.zeros(1))
     assert tokens.tolist() == [1]
+
+
+# --- shaped distributions --------------------------------------------------------------------------------------------
+
+
+def by_transformers(logits, seen_ids, *, temperature, top_k, top_p, min_p, repetition_penalty):
+    """Log-probabilities [B, V] by transformers' own processors, in the order in which `generate` applies them."""
+    scores = RepetitionPenaltyLogitsProcessor(repetition_penalty)(seen_ids, logits.clone())
+    scores = TemperatureLogitsWarper(temperature)(seen_ids, scores)
+    scores = TopKLogitsWarper(top_k)(seen_ids, scores)
+    scores = TopPLogitsWarper(top_p)(seen_ids, scores)
+    scores = MinPLogitsWarper(min_p)(seen_ids, scores)
+    return scores.log_softmax(-1)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"temperature": 0.7, "top_k": 12, "top_p": 1.0, "min_p": 1e-9, "repetition_penalty": 1.0},
+        {"temperature": 1.3, "top_k": 40, "top_p": 0.6, "min_p": 1e-9, "repetition_penalty": 1.0},
+        {"temperature": 1.0, "top_k": 40, "top_p": 1.0, "min_p": 0.2, "repetition_penalty": 1.5},
+        {"temperature": 0.9, "top_k": 25, "top_p": 0.8, "min_p": 0.1, "repetition_penalty": 1.2},
+    ],
+)
+def test_sampled_log_probabilities_are_those_of_transformers_processors(shape):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(600, 50, generator=generator) * 2
+    seen_ids = torch.randint(0, 50, (600, 8), generator=generator)
+    seen = torch.zeros(600, 50, dtype=torch.bool).scatter_(1, seen_ids, True)
+    expected = by_transformers(logits, seen_ids, **shape)
+    found = draw(
+        logits,
+        torch.rand(600, generator=generator),
+        torch.full((600,), shape["temperature"]),
+        top_k=shape["top_k"],
+        top_p=shape["top_p"],
+        min_p=shape["min_p"],
+        penalised=penalise(logits, seen, shape["repetition_penalty"]),
+    )
+    at = found.tokens.unsqueeze(1)
+    torch.testing.assert_close(found.sampled_logps, expected.gather(1, at).squeeze(1), rtol=0, atol=2e-5)
+    torch.testing.assert_close(found.logps, logits.log_softmax(-1).gather(1, at).squeeze(1))
+
+
+def test_min_p_drops_what_is_unlikely_beside_the_most_likely():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(1000, 4)
+    uniforms = (torch.arange(1000) + 0.5) / 1000
+    found = draw(logits, uniforms, torch.ones(1000), min_p=0.4)
+    assert found.tokens.bincount().tolist() == [625, 375]
+    # 0.5 / 0.8 and 0.3 / 0.8
+    expected = torch.tensor([0.625, 0.375]).log()[found.tokens]
+    torch.testing.assert_close(found.sampled_logps, expected)
+
+
+def test_greedy_tokens_are_certain_under_what_they_were_drawn_from():
+    found = draw(torch.tensor([[0.1, 3.0, 0.2]]), torch.tensor([0.999]), torch.zeros(1))
+    assert found.sampled_logps.tolist() == [0.0]
+
+
+def reference_loop(model, codec, prompt: list[int], uniforms, *, max_new_tokens: int, **shape):
+    """One token after another, every time the whole sequence through the stock model."""
+    ids: list[int] = []
+    penalty = shape.pop("repetition_penalty", 1.0)
+    while len(ids) < max_new_tokens and ids[-1:] != [codec.terminator_id]:
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *ids]])).logits[:, -1]
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        seen[0, [*prompt, *ids]] = True
+        found = draw(
+            logits,
+            uniforms[len(ids) : len(ids) + 1],
+            torch.tensor([shape["temperature"]]),
+            **{name: value for name, value in shape.items() if name != "temperature"},
+            penalised=penalise(logits, seen, penalty),
+        )
+        ids.append(int(found.tokens))
+    return ids
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.3},
+    ],
+)
+def test_samples_are_those_of_a_plain_loop_over_the_stock_model(tiny_model, runtime, share, shape):
+    """Few rows at once, so that prompts enter while others run."""
+    codec, stock = load_codec(tiny_model), load_policy(tiny_model, runtime)
+    runtime = runtime.model_copy(update={"share_prompts": share})
+    groups = generator(tiny_model, runtime, rows=12, num_completions=3, max_new_tokens=20, **shape).generate(
+        PROMPTS
+    )
+    for group in groups:
+        prompt = codec.prompt_ids(group.prompt.messages)
+        uniforms = uniform_numbers(0, group.prompt.id, 3, 20)
+        for number, one in enumerate(group.completions):
+            expected = reference_loop(stock, codec, prompt, uniforms[number], max_new_tokens=20, **shape)
+            assert list(one.token_ids) == expected
+
+
+def test_completions_say_how_likely_they_were_where_that_is_not_the_policy_itself(tiny_model, runtime):
+    (plain,) = generator(tiny_model, runtime).generate(PROMPTS[:1])
+    assert all(one.sampled_logps is None for one in plain.completions)
+    (shaped,) = generator(tiny_model, runtime, top_k=2, temperature=0.5).generate(PROMPTS[:1])
+    for one in shaped.completions:
+        assert len(one.sampled_logps) == len(one.token_ids)
+        assert min(one.sampled_logps) >= math.log(1e-9)
+        # two tokens are left, so each has what the other lacks, and more than it had among all
+        assert all(sampled > raw for sampled, raw in zip(one.sampled_logps, one.token_logps, strict=True))
+
+
+def test_a_string_or_a_token_ends_a_completion_and_stays_in_it(tiny_model, runtime):
+    codec = load_codec(tiny_model)
+    free = [one for group in generator(tiny_model, runtime).generate(PROMPTS) for one in group.completions]
+    long = next(one for one in free if len(one.token_ids) > 6)
+    string = codec.decode(long.token_ids[2:5])
+    cut = [
+        one
+        for group in generator(tiny_model, runtime, stop=[string]).generate(PROMPTS)
+        for one in group.completions
+    ]
+    for one, other in zip(cut, free, strict=True):
+        assert one.token_ids == other.token_ids[: len(one.token_ids)]
+        if string in other.text:
+            assert one.text.endswith(one.text[one.text.index(string) :])
+            assert string in one.text
+            assert string not in codec.decode(one.token_ids[:-1])
+            assert one.finish_reason == "stop"
+    name = codec.tokenizer.convert_ids_to_tokens(long.token_ids[3])
+    for one, other in zip(
+        (
+            one
+            for group in generator(tiny_model, runtime, stop_tokens=[name]).generate(PROMPTS)
+            for one in group.completions
+        ),
+        free,
+        strict=True,
+    ):
+        places = [place for place, token in enumerate(other.token_ids) if token == long.token_ids[3]]
+        assert one.token_ids == (other.token_ids[: places[0] + 1] if places else other.token_ids)
+
+
+def test_an_unknown_stop_token_is_refused_before_anything_is_sampled(tiny_model, runtime):
+    with pytest.raises(InputError, match=r"generate\.stop_tokens: .* has no token '<end>'"):
+        generator(tiny_model, runtime, stop_tokens=["<end>"])
+
+
+def test_prompts_enter_while_others_run_and_groups_come_in_order(tiny_model, runtime, monkeypatch):
+    entered = []
+    enter = SharedDecoder.enter
+    monkeypatch.setattr(
+        SharedDecoder,
+        "enter",
+        lambda self, slots, prompts: entered.append(slots) or enter(self, slots, prompts),
+    )
+    groups = list(
+        generator(tiny_model, runtime, rows=16, num_completions=2, max_new_tokens=40).generate(
+            tales.prompts()[:30]
+        )
+    )
+    assert [one.prompt.id for one in groups] == [one.id for one in tales.prompts()[:30]]
+    assert sum(map(len, entered)) == 30
+    assert len(entered[0]) == 8
+    assert any(len(slots) < 8 for slots in entered[1:]), "only whole batches entered"
+
+
+def test_a_bfloat16_policy_samples_with_shared_prompts(tiny_model, runtime):
+    model = load_policy(tiny_model, runtime).bfloat16()
+    sampler = generator(tiny_model, runtime, model=model)
+    groups = list(sampler.generate(PROMPTS))
+    assert model.config._attn_implementation == SHARED
+    exact = load_policy(tiny_model, runtime)
+    for group in groups:
+        prompt = sampler.codec.prompt_ids(group.prompt.messages)
+        for one in group.completions:
+            with torch.no_grad():
+                logps = exact(torch.tensor([[*prompt, *one.token_ids]])).logits[0].log_softmax(-1)
+            expected = [
+                float(logps[len(prompt) - 1 + place, token]) for place, token in enumerate(one.token_ids)
+            ]
+            assert one.token_logps == pytest.approx(expected, abs=0.15)

@@ -51,6 +51,14 @@ class GenerateSection(Section):
     """Keep the smallest set of tokens with this probability."""
     top_k: int = Field(default=0, ge=0)
     """Keep this many tokens; 0 keeps all."""
+    min_p: float = Field(default=0.0, ge=0, le=1, json_schema_extra={"inert": 0.0})
+    """Drop tokens less likely than this share of the most likely one."""
+    repetition_penalty: float = Field(default=1.0, gt=0, json_schema_extra={"inert": 1.0})
+    """Divides (negative ones: multiplies) the logits of tokens that the prompt or the completion has already."""
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default=[], json_schema_extra={"inert": []})
+    """Strings that end a completion; they stay in it."""
+    stop_tokens: list[str] = Field(default=[], json_schema_extra={"inert": []})
+    """Tokens that end a completion, beside the terminator."""
     max_new_tokens: int = Field(default=512, ge=1)
     """Longest completion; longer ones end with finish_reason `length`."""
     max_prompt_length: int = Field(default=1000, ge=1)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,18 +171,26 @@ def generate(x: Experiment, policy: Artefact, drawn: Artefact, *, version: int, 
 
             generator, at_once = RecordedGenerator(data.read_groups(recorded).rows), GROUPS_PER_CHUNK
         else:
-            generator = hf_generator(x, policy, version=version, seed=stage_seed(x, "generate"))
-            at_once = generator.prompts_at_once
+            generator = hf_generator(
+                x, policy, version=version, seed=stage_seed(x, "generate"), dtype=x.model.dtype
+            )
+            at_once = generator.prompts_per_chunk
         file = RowFile(build.path / "groups.jsonl")
+        checked = recorded is not None
         for rows in chunks(build, file, wanted, at_once):
-            file.append([group for group in generator.generate(rows) if group.completions])
+            found = [group for group in generator.generate(rows) if group.completions]
+            if not checked and found:
+                _compared_with_trainer(x, policy, found)
+                checked = True
+            file.append(found, items=len(rows))
         groups = read_records(file.path, Group)
         build.count(
             len(wanted),
             len(groups),
             {"prompt_too_long" if not recorded else "short": len(wanted) - len(groups)},
         )
-        build.stats = {**text_statistics(groups), "policy_version": version}
+        gap = None if recorded else _compared_with_trainer(x, policy, groups)
+        build.stats = {**text_statistics(groups), "policy_version": version, "trainer_gap": gap}
 
     config = {**without_paths(x.generate, "engine"), "version": version, "seed": x.seed}
     config["engine"] = x.generate.engine.kind
@@ -189,13 +198,25 @@ def generate(x: Experiment, policy: Artefact, drawn: Artefact, *, version: int, 
     completions = "recorded completions" if recorded else f"x {x.generate.num_completions} completions"
     return Stage(
         "generate",
-        1,
+        2,
         config,
         inputs,
         body,
         external=digests(groups=recorded),
         work=f"{number} prompts {completions}",
     )
+
+
+def _compared_with_trainer(x: Experiment, policy: Artefact, groups: Sequence[Group]) -> float | None:
+    """How far an engine's log-probabilities of the first groups are from training's; PrefloopError beyond rounding."""
+    from prefloop.forward import LogpsModule
+    from prefloop.generate.trust import compare_with_trainer
+    from prefloop.modeling import load_codec, load_policy
+
+    folder = model_folder(policy)
+    codec = load_codec(folder)
+    module = LogpsModule(load_policy(folder, x.runtime), pad_id=codec.pad_id, runtime=x.runtime)
+    return compare_with_trainer(groups, module, codec, x.runtime, dtype=x.model.dtype)
 
 
 def labels_per_prompt(x: Experiment) -> int:
@@ -234,11 +255,11 @@ def annotate(x: Experiment, groups: Artefact, reward: Artefact | None, *, number
 
             recorded = RecordedScorer(section.annotator)
             for chunk in chunks(build, file, rows, GROUPS_PER_CHUNK):
-                file.append(recorded.replay(chunk))
+                file.append(recorded.replay(chunk), items=len(chunk))
         elif section.asks == "scores":
             scorer = annotator_scorer(x, reward)
             for chunk in chunks(build, file, rows, GROUPS_PER_CHUNK):
-                file.append(scorer.score(chunk))
+                file.append(scorer.score(chunk), items=len(chunk))
             if moments := getattr(scorer, "standardised_by", None):
                 write_json(build.path / "standardised_by.json", moments)
         else:
@@ -264,7 +285,7 @@ def _proxy_scores(x: Experiment, build: Build, rows: list[Group], reward: Artefa
     scorer = loop_reward_scorer(x, reward, labels=0)
     file = RowFile(build.path / "proxy.jsonl")
     for chunk in chunks(build, file, rows, GROUPS_PER_CHUNK):
-        file.append(scorer.score(chunk))
+        file.append(scorer.score(chunk), items=len(chunk))
     return {one.completion_id: one.value for one in read_records(file.path, Score)}
 
 
@@ -294,12 +315,12 @@ def _compare(
         for chunk in chunks(
             build, file, [group for group in rows if asked[group.prompt.id]], GROUPS_PER_CHUNK
         ):
-            file.append(play(annotator, chunk))
+            file.append(play(annotator, chunk), items=len(chunk))
     else:
         tasks = [task for group in rows for task in asked[group.prompt.id]]
         at_once = len(tasks) if x.annotate.annotator.kind == "human" else 4 * GROUPS_PER_CHUNK
         for chunk in chunks(build, file, tasks, max(1, at_once)):
-            file.append(annotator.compare(chunk))
+            file.append(annotator.compare(chunk), items=len(chunk))
     _add_usage(build.log("annotator.json"), getattr(annotator, "stats", {}))
     return skipped
 

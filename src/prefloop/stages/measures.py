@@ -49,8 +49,9 @@ def evaluate(
             temperatures=None,
         )
         file = RowFile(build.path / "groups.jsonl")
-        for chunk in chunks(build, file, wanted, generator.prompts_at_once):
-            file.append([group for group in generator.generate(chunk) if group.completions])
+        for chunk in chunks(build, file, wanted, generator.prompts_per_chunk):
+            found = [group for group in generator.generate(chunk) if group.completions]
+            file.append(found, items=len(chunk))
         groups = read_records(file.path, Group)
         if not groups:
             raise InputError(
@@ -98,7 +99,7 @@ def evaluate(
     }
     number = x.evaluate.num_prompts if split == "evaluation" else x.loop.gate.num_prompts
     work = f"{number} prompts x {x.evaluate.num_completions}"
-    return Stage("evaluate", 1, config, inputs, body, external=external, work=work)
+    return Stage("evaluate", 2, config, inputs, body, external=external, work=work)
 
 
 def promote(

@@ -40,20 +40,22 @@ def stage_seed(x: Experiment, *names: object) -> int:
     return int(content_id(x.seed, *names), 16) >> 33
 
 
-def hf_generator(x: Experiment, policy: Artefact, *, version: int, seed: int, **changes: object) -> Any:
-    """A sampler of the policy in this process; `changes` replace keys of `generate`."""
+def hf_generator(
+    x: Experiment, policy: Artefact, *, version: int, seed: int, dtype: str = "float32", **changes: object
+) -> Any:
+    """A sampler of the policy in this process, which computes in `dtype`; `changes` replace keys of `generate`."""
     from prefloop.generate.hf import Author, HfGenerator
-    from prefloop.modeling import load_codec, load_policy, settle
+    from prefloop.modeling import in_dtype, load_codec, load_policy, settle
 
     settle(x.runtime)
     folder = model_folder(policy)
     return HfGenerator(
-        load_policy(folder, x.runtime),
+        in_dtype(load_policy(folder, x.runtime), dtype),
         load_codec(folder),
         x.generate.model_copy(update=changes),
         seed=seed,
         author=Author(folder.parent.name, version),
-        rows=x.runtime.generation_rows,
+        runtime=x.runtime,
     )
 
 
@@ -94,8 +96,9 @@ def read_judgements(path: Path) -> list[Judgement]:
 
 
 def chunks(build: Build, file: RowFile, items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """The chunks that are not yet in the file; progress is told in items."""
-    for start in range(file.chunks * size, len(items), size):
+    """The items whose rows are not yet in the file, in chunks of a size that may differ from run to run; progress is told in
+    items."""
+    for start in range(file.items, len(items), size):
         build.progress(start, len(items), file.path.stem)
         yield items[start : start + size]
     build.progress(len(items), len(items), file.path.stem)

@@ -1,0 +1,49 @@
+"""Sampling, prefloop's hf engine against transformers' `generate`.
+
+Works: `group` (8 completions a prompt) and `single` (one). No token ends a completion, so that both sides write as many.
+"""
+
+from benchmarks.cases import Case, Dtype, Side
+from benchmarks.common import Bench, Options, parse
+from benchmarks.rows import Row, Runs, Target, compared, peak_growth_mb, sampled_tokens_per_s
+
+COMPLETIONS = {"group": 8, "single": 1}
+TIMES = {"group": 3.0, "single": 1.0}
+"""How many times as many tokens a second as the peer."""
+PROMPTS, PROMPT, NEW_TOKENS = 4, 256, 128
+PEER = "generate"
+
+
+def main() -> None:
+    """Measures every work for every model and dtype."""
+    options = parse(__doc__, works=tuple(COMPLETIONS), models=("tiny", "small"))
+    with Bench("generation", options) as bench:
+        for work in options.works:
+            for model in options.models:
+                for dtype in options.dtypes:
+                    case = case_of(work, model, dtype, options)
+                    peer = Side(PEER, "transformers", microbatch=1, environment=options.environment())
+                    bench.rows += rows_of(work, case, bench.compare(case, [peer]))
+        bench.finish()
+
+
+def case_of(work: str, model: str, dtype: Dtype, options: Options) -> Case:
+    """Prompts of equal length, so that the peer pads nothing."""
+    data = options.data(PROMPTS, PROMPT, NEW_TOKENS, num_completions=COMPLETIONS[work])
+    name = (
+        f"{data.num_prompts} prompts of {data.prompt_length} x {data.num_completions} completions "
+        f"of {data.completion_length}, {model} {dtype}"
+    )
+    return Case(name, "generate", model, dtype, data, data.num_prompts)
+
+
+def rows_of(work: str, case: Case, runs: Runs) -> list[Row]:
+    """Speed and memory."""
+    return [
+        compared(case.name, "tokens/s", runs, PEER, sampled_tokens_per_s(case), Target(TIMES[work])),
+        compared(case.name, "peak growth, MB", runs, PEER, peak_growth_mb),
+    ]
+
+
+if __name__ == "__main__":
+    main()

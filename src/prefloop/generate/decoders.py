@@ -1,0 +1,149 @@
+"""Running a transformers model over prompts and the completions that grow behind them, with or without shared prompts.
+
+Knows nothing about sampling: it reads tokens and gives logits.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from prefloop.attention import Layout
+from prefloop.decoding import GroupCache
+
+READ_ALL_BELOW = 0.75
+"""A padded batch drops rows that have ended when less than this share of it still runs; until then it reads padding."""
+
+
+class Decoder(Protocol):
+    """Runs a model over prompts in slots and the K rows of each; row numbers are slot * K + copy."""
+
+    refills: bool
+    """Whether prompts may enter while others run."""
+
+    def enter(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Reads prompts; returns the logits [n, V] of what follows each."""
+        ...
+
+    def step(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        """Reads one token of each row [A], in ascending order; returns the logits [A, V] of what follows."""
+        ...
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """Forgets all other slots and numbers these anew."""
+        ...
+
+
+class SharedDecoder:
+    """Prompts are read as one flat row and their keys kept once; every step is one flat row of the newest tokens."""
+
+    refills = True
+
+    def __init__(self, model: PreTrainedModel, num_slots: int, num_copies: int) -> None:
+        self._model: Any = model
+        self._cache = GroupCache(num_slots, num_copies, model.device)
+        # a mask of four dimensions is passed on as it is, so that none is made; the cache knows what is seen
+        self._no_mask = torch.empty(1, 1, 0, 0, dtype=torch.long, device=model.device)
+
+    def enter(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> Tensor:
+        layout = self._cache.enter(slots, prompts)
+        ids = [token for one in prompts for token in one]
+        ends = torch.tensor([len(one) for one in prompts]).cumsum(0) - 1
+        padded = torch.zeros(1, len(layout.positions), dtype=torch.long)
+        padded[0, : len(ids)] = torch.tensor(ids)
+        return self._logits(padded.to(self._no_mask.device), layout.positions, keep=ends, layout=layout)
+
+    def step(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        positions = self._cache.advance(rows)
+        return self._logits(tokens.unsqueeze(0), positions, keep=torch.arange(len(rows)))
+
+    def keep(self, slots: Sequence[int]) -> None:
+        self._cache.keep(slots)
+
+    def _logits(
+        self, ids: Tensor, positions: Tensor, *, keep: Tensor, layout: Layout | None = None
+    ) -> Tensor:
+        return (
+            self._model(
+                input_ids=ids,
+                position_ids=positions.unsqueeze(0),
+                attention_mask=self._no_mask,
+                layout=layout,
+                group_cache=self._cache,
+                use_cache=False,
+                logits_to_keep=keep.to(ids.device),
+            )
+            .logits[0]
+            .float()
+        )
+
+
+class PaddedDecoder:
+    """For models that cannot share: prompts padded on the left, and a copy of their cache for every completion."""
+
+    refills = False
+
+    def __init__(self, model: PreTrainedModel, num_copies: int, pad_id: int) -> None:
+        self._model: Any = model
+        self._copies = num_copies
+        self._pad_id = pad_id
+        self._rows = torch.empty(0, dtype=torch.long)
+        self._cache: Any = None
+        self._mask = self._positions = torch.empty(0, dtype=torch.long)
+
+    def enter(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> Tensor:
+        width, device = max(map(len, prompts)), self._model.device
+        ids = torch.full((len(prompts), width), self._pad_id, dtype=torch.long)
+        mask = torch.zeros((len(prompts), width), dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        self._cache = DynamicCache(config=self._model.config)
+        logits = self._read(ids.to(device), mask.to(device), positions.to(device))
+        self._cache.batch_repeat_interleave(self._copies)
+        self._mask = mask.to(device).repeat_interleave(self._copies, 0)
+        self._positions = positions[:, -1].to(device).repeat_interleave(self._copies, 0)
+        copies = torch.arange(self._copies)
+        self._rows = (torch.tensor(slots).unsqueeze(1) * self._copies + copies).flatten().to(device)
+        return logits
+
+    def step(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        if len(rows) < READ_ALL_BELOW * len(self._rows):
+            self._select(torch.isin(self._rows, rows).nonzero().squeeze(1))
+        places = torch.searchsorted(self._rows, rows)
+        everyone = tokens.new_full((len(self._rows),), self._pad_id).index_copy_(0, places, tokens)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(everyone), 1)], dim=1)
+        self._positions = self._positions + 1
+        return self._read(everyone.unsqueeze(1), self._mask, self._positions.unsqueeze(1))[places]
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """Rows that have ended are left out by `step`; here the others are numbered anew."""
+        kept = torch.isin(self._rows // self._copies, torch.tensor(slots, device=self._rows.device))
+        self._select(kept.nonzero().squeeze(1))
+        self._rows = (
+            torch.searchsorted(torch.tensor(slots, device=self._rows.device), self._rows // self._copies)
+            * (self._copies)
+            + self._rows % self._copies
+        )
+
+    def _select(self, places: Tensor) -> None:
+        self._cache.batch_select_indices(places)
+        self._mask, self._positions = self._mask[places], self._positions[places]
+        self._rows = self._rows[places]
+
+    def _read(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        return (
+            self._model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            .logits[:, -1]
+            .float()
+        )
