@@ -29,7 +29,7 @@ def slopes(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", [LlamaRMSNorm, Gemma3RMSNorm])
-@pytest.mark.parametrize("shape", [(1, 5, 24), (2, 3, 5, 24)])
+@pytest.mark.parametrize("shape", [(24,), (1, 5, 24), (2, 3, 5, 24)])
 def test_a_norm_and_its_gradients_are_those_of_the_stock_norm(kind, shape):
     torch.manual_seed(0)
     stock, lean = kind(24, eps=1e-3), kind(24, eps=1e-3)
@@ -62,7 +62,7 @@ def test_a_linear_layer_and_its_gradients_are_those_of_the_stock_layer(bias, fro
         module.weight.requires_grad_(not frozen)
     lean = holding(lean)["one"]
     assert isinstance(lean, LeanLinear)
-    for x in (torch.randn(7, 24), torch.randn(2, 3, 24)):
+    for x in (torch.randn(24), torch.randn(7, 24), torch.randn(2, 3, 24), torch.randn(0, 24)):
         for found, expected in zip(slopes(lean, x), slopes(stock, x), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     wide = torch.randn(3, 24, dtype=torch.float64)

@@ -70,7 +70,9 @@ class _RmsNorm(torch.autograd.Function):
         product = gradients[0] * normal
         along = (product @ gain).unsqueeze(-1) / x.shape[-1]  # [..., 1]
         to_x = torch.addcmul(gradients[0] * gain, normal, along, value=-1).mul_(scale)
-        to_weight = product.flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        to_weight = None
+        if ctx.needs_input_grad[1]:
+            to_weight = product.reshape(-1, len(weight)).sum(0).to(weight.dtype)
         return to_x.to(x.dtype), to_weight, None, None
 
 
@@ -139,11 +141,11 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         gradient = gradients[0]
-        rows = gradient.flatten(0, -2)
+        rows, inputs = gradient.reshape(-1, weight.shape[0]), x.reshape(-1, weight.shape[1])
         wanted = ctx.needs_input_grad
         return (
             _onednn(gradient, weight.t()) if wanted[0] else None,
-            rows.t() @ x.flatten(0, -2) if wanted[1] else None,  # oneDNN is slower where both are transposed
+            rows.t() @ inputs if wanted[1] else None,  # oneDNN is slower where both are transposed
             rows.sum(0) if wanted[2] else None,
         )
 
