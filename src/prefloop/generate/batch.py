@@ -61,7 +61,9 @@ class Batch:
         self.rows: list[int] = []
         """Those that run, in ascending order."""
         self._logits = torch.empty(0)  # [A, V]
-        self._seen = torch.empty(0, dtype=torch.bool)  # [A, V], tokens of the prompt and the completion
+        self._seen = torch.empty(
+            0, dtype=torch.bool
+        )  # [A, V], tokens of prompt and completion; [A, 0] where nobody asks
 
     @property
     def room(self) -> int:
@@ -89,10 +91,11 @@ class Batch:
         self.rows, self._logits, self._seen = [rows[place] for place in order], logits[order], seen[order]
 
     def _seen_in(self, tasks: Sequence[Task], logits: Tensor) -> Tensor:
-        seen = torch.zeros(len(logits), logits.shape[1], dtype=torch.bool, device=logits.device)
-        if self._options.repetition_penalty != 1:
-            for place, task in enumerate(tasks):
-                seen[place * self._copies : (place + 1) * self._copies, task.ids] = True
+        if self._options.repetition_penalty == 1:
+            return torch.empty(len(logits), 0, dtype=torch.bool, device=logits.device)
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        for place, task in enumerate(tasks):
+            seen[place * self._copies : (place + 1) * self._copies, task.ids] = True
         return seen
 
     @torch.inference_mode()
