@@ -71,7 +71,7 @@ def test_flex_attention_is_dense_masked_attention(window):
 def test_similar_lengths_share_a_call():
     lengths = [[number, number] for number in (33, 34, 47, 48)]
     calls = lay_out([100, 101, 111, 112], lengths, CPU).calls
-    assert [(tuple(one.queries.shape), one.keys is None) for one in calls] == [
+    assert [(tuple(one.queries.shape), one.causal) for one in calls] == [
         ((4, 112), True),
         ((8, 48), False),
     ]

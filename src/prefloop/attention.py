@@ -48,8 +48,9 @@ class Call:
 
     queries: Tensor
     """[B, Q], padded with the last position of the flat row, which is always padding."""
-    keys: Tensor | None
-    """[B, L]: the prompt, then the own tokens; None where the queries attend causally to themselves."""
+    keys: Tensor
+    """[B, L]: the prompt, then the own tokens; the queries where these attend causally to themselves."""
+    causal: bool
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ class Layout:
     positions: Tensor
     """[N], position in the sequence that the model believes to read."""
     calls: tuple[Call, ...]
+    queries: Tensor
+    """The queries of all calls, one after another."""
+    keys: Tensor
+    """The keys of all calls, one after another."""
     restore: Tensor
     """[N], where each token's output is among the outputs of all calls."""
     _masks: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -94,9 +99,8 @@ class Layout:
         self, number: int, dtype: torch.dtype, window: int | None, *, needed: bool = False
     ) -> Tensor | None:
         """Additive mask [B, 1, Q, L] of a call; None where it is plainly causal, unless `needed`."""
-        call = self.calls[number]
-        keys = call.queries if call.keys is None else call.keys
-        if call.keys is None and (window is None or keys.shape[1] <= window) and not needed:
+        call, keys = self.calls[number], self.calls[number].keys
+        if call.causal and (window is None or keys.shape[1] <= window) and not needed:
             return None
         name = (number, dtype, window)
         if name not in self._masks:
@@ -157,9 +161,9 @@ def lay_out(prompts: Sequence[int], completions: Sequence[Sequence[int]], device
         each([one.group for one in spans]).to(device),
         branches.to(device),
         positions.to(device),
-        tuple(
-            Call(one.queries.to(device), None if one.keys is None else one.keys.to(device)) for one in calls
-        ),
+        tuple(Call(one.queries.to(device), one.keys.to(device), one.causal) for one in calls),
+        queries.to(device),
+        torch.cat([call.keys.flatten() for call in calls]).to(device),
         restore.to(device),
     )
 
@@ -191,7 +195,8 @@ def _causal_calls(spans: Sequence[_Span], filler: int) -> list[Call]:
     by_size: dict[int, list[_Span]] = defaultdict(list)
     for one in spans:
         by_size[_segment_size(one)].append(one)
-    return [Call(_rows(same, filler), None) for _, same in sorted(by_size.items())]
+    rows = [_rows(same, filler) for _, same in sorted(by_size.items())]
+    return [Call(one, one, causal=True) for one in rows]
 
 
 def _shared_calls(spans: Sequence[tuple[_Span, _Span]], filler: int) -> list[Call]:
@@ -201,9 +206,8 @@ def _shared_calls(spans: Sequence[tuple[_Span, _Span]], filler: int) -> list[Cal
     calls = []
     for _, same in sorted(by_size.items()):
         queries = _rows([own for _, own in same], filler)
-        calls.append(
-            Call(queries, torch.cat([_rows([prefix for prefix, _ in same], filler), queries], dim=1))
-        )
+        keys = torch.cat([_rows([prefix for prefix, _ in same], filler), queries], dim=1)
+        calls.append(Call(queries, keys, causal=False))
     return calls
 
 
@@ -261,17 +265,11 @@ def shared_attention(
     if group_cache is not None:
         group_cache.store_prompts(module, key, value)
     dtype = _compute_dtype(query)
-    flat_query, flat_key, flat_value = (
-        one[0].transpose(0, 1).to(dtype) for one in (query, key, value)
-    )  # [N, H, D]
+    queries = _taken(query, layout.queries, [one.queries for one in layout.calls], dtype)  # [B, H, Q, D] each
+    keys = _taken(key, layout.keys, [one.keys for one in layout.calls], dtype)  # [B, H', L, D] each
+    values = _taken(value, layout.keys, [one.keys for one in layout.calls], dtype)
     outputs = []
-    for number, call in enumerate(layout.calls):
-        keys = call.queries if call.keys is None else call.keys
-        states = (
-            _take(flat_query, call.queries),  # [B, H, Q, D]
-            _take(flat_key, keys),  # [B, H', L, D]
-            _take(flat_value, keys),
-        )
+    for number, states in enumerate(zip(queries, keys, values, strict=True)):
         drop = dropout if module.training else 0.0
         if _small_in_bfloat16(*states) and not drop:
             bias = layout.mask(number, dtype, sliding_window, needed=True)
@@ -313,10 +311,13 @@ def _eager(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: flo
     return (weights @ value).view(batch, heads, length, -1)
 
 
-def _take(rows: Tensor, index: Tensor) -> Tensor:
-    """Rows [N, H, D] at index [B, L] as [B, H, L, D]."""
-    taken = rows.index_select(0, index.flatten())
-    return taken.view(*index.shape, *rows.shape[1:]).transpose(1, 2)
+def _taken(states: Tensor, index: Tensor, calls: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """States [1, H, N, D] at the places of each call [B, L], as [B, H, L, D]; one pass for all, and one back."""
+    rows = states[0].transpose(0, 1).to(dtype).index_select(0, index)  # [all B * L, H, D]
+    parts = rows.split([one.numel() for one in calls])
+    return [
+        part.view(*one.shape, *part.shape[1:]).transpose(1, 2) for part, one in zip(parts, calls, strict=True)
+    ]
 
 
 def shared_flex_attention(
