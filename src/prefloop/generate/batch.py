@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prefloop.config import GenerateSection
-from prefloop.generate.decoders import Decoder
+from prefloop.generate.decoders import Decoder, RefillingDecoder
 from prefloop.generate.draw import Draw, draw, penalise
 from prefloop.records import Prompt
 
@@ -71,7 +71,8 @@ class Batch:
         free = self._slots.count(None)
         if not self.rows:
             return free
-        return free if self._decoder.refills and free >= REFILL_FROM * len(self._slots) else 0
+        refills = isinstance(self._decoder, RefillingDecoder)
+        return free if refills and free >= REFILL_FROM * len(self._slots) else 0
 
     @torch.inference_mode()
     def enter(self, tasks: Sequence[Task]) -> None:
@@ -102,7 +103,7 @@ class Batch:
     def give_up_free_slots(self) -> None:
         """Makes the batch smaller; for when nobody is left to enter."""
         used = [slot for slot, one in enumerate(self._slots) if one is not None]
-        if len(used) >= COMPACT_BELOW * len(self._slots):
+        if len(used) >= COMPACT_BELOW * len(self._slots) or not isinstance(self._decoder, RefillingDecoder):
             return
         self._decoder.keep(used)
         self._slots = [self._slots[slot] for slot in used]

@@ -4,7 +4,7 @@ Knows nothing about sampling: it reads tokens and gives logits.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,9 +20,6 @@ READ_ALL_BELOW = 0.75
 class Decoder(Protocol):
     """Runs a model over prompts in slots and the K rows of each; row numbers are slot * K + copy."""
 
-    refills: bool
-    """Whether prompts may enter while others run."""
-
     def enter(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> Tensor:
         """Reads prompts; returns the logits [n, V] of what follows each."""
         ...
@@ -31,6 +28,11 @@ class Decoder(Protocol):
         """Reads one token of each row [A], in ascending order; returns the logits [A, V] of what follows."""
         ...
 
+
+@runtime_checkable
+class RefillingDecoder(Decoder, Protocol):
+    """One whose prompts may enter while others run."""
+
     def keep(self, slots: Sequence[int]) -> None:
         """Forgets all other slots and numbers these anew."""
         ...
@@ -38,8 +40,6 @@ class Decoder(Protocol):
 
 class SharedDecoder:
     """Prompts are read as one flat row and their keys kept once; every step is one flat row of the newest tokens."""
-
-    refills = True
 
     def __init__(self, model: PreTrainedModel, num_slots: int, num_copies: int) -> None:
         self._model: Any = model
@@ -81,9 +81,8 @@ class SharedDecoder:
 
 
 class PaddedDecoder:
-    """For models that cannot share: prompts padded on the left, and a copy of their cache for every completion."""
-
-    refills = False
+    """For models that cannot share: prompts padded on the left, a copy of their cache for every completion, and all slots
+    filled at once."""
 
     def __init__(self, model: PreTrainedModel, num_copies: int, pad_id: int) -> None:
         self._model: Any = model
@@ -118,16 +117,6 @@ class PaddedDecoder:
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(everyone), 1)], dim=1)
         self._positions = self._positions + 1
         return self._read(everyone.unsqueeze(1), self._mask, self._positions.unsqueeze(1))[places]
-
-    def keep(self, slots: Sequence[int]) -> None:
-        """Rows that have ended are left out by `step`; here the others are numbered anew."""
-        kept = torch.isin(self._rows // self._copies, torch.tensor(slots, device=self._rows.device))
-        self._select(kept.nonzero().squeeze(1))
-        self._rows = (
-            torch.searchsorted(torch.tensor(slots, device=self._rows.device), self._rows // self._copies)
-            * (self._copies)
-            + self._rows % self._copies
-        )
 
     def _select(self, places: Tensor) -> None:
         self._cache.batch_select_indices(places)
