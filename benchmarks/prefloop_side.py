@@ -14,7 +14,8 @@ from benchmarks.shapes import SHAPES
 from prefloop.annotate.reward_model import RewardModelScorer
 from prefloop.batches import Codec
 from prefloop.config import GenerateSection, PolicySection, RewardSection, RuntimeSection, SelectSection
-from prefloop.generate.hf import Author, HfGenerator
+from prefloop.generate.groups import Author
+from prefloop.generate.hf import hf_generator
 from prefloop.modeling import in_dtype, load_codec, load_policy, load_reward_model, settle
 from prefloop.records import Completion, Group, Message, PreferencePair, Prompt, content_id
 from prefloop.selection import pairs_of
@@ -219,7 +220,7 @@ def sample(case: Case, folders: Folders, runtime: RuntimeSection) -> Done:
     author = Author(ANNOTATOR, 0)
     prompts = [one.prompt for one in groups(case)]
     started = now()
-    generator = HfGenerator(model, codec, options, seed=SEED, author=author, runtime=runtime)
+    generator = hf_generator(model, codec, options, seed=SEED, author=author, runtime=runtime)
     completions = [one for group in generator.generate(prompts) for one in group.completions]
     took = now().since(started)
     tokens = sum(len(one.token_ids or ()) for one in completions)

@@ -1,7 +1,8 @@
 """One side of `prefloop chat`: a policy and the conversation so far."""
 
 from prefloop.config import GenerateSection, RuntimeSection
-from prefloop.generate.hf import Author, HfGenerator
+from prefloop.generate.groups import Author
+from prefloop.generate.hf import hf_generator
 from prefloop.modeling import load_codec, load_policy
 from prefloop.records import Message, Prompt
 
@@ -18,7 +19,7 @@ class Conversation:
             max_new_tokens=max_new_tokens,
             max_prompt_length=100_000,
         )
-        self._generator = HfGenerator(
+        self._generator = hf_generator(
             load_policy(folder, RuntimeSection()),
             load_codec(Path(folder)),
             options,

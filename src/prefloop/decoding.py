@@ -164,8 +164,8 @@ class GroupCache:
 
     def _widen(self, prompt: int, own: int) -> None:
         """Makes the room for tokens at least so wide."""
-        more_prompt = max(0, self._room(prompt) - self._prompt_width)
-        more_own = max(0, self._room(own) - self._own_width)
+        more_prompt = max(0, room(prompt) - self._prompt_width)
+        more_own = max(0, room(own) - self._own_width)
         self._prompt_width += more_prompt
         self._own_width += more_own
         for one in self._layers.values() if more_prompt or more_own else ():
@@ -174,9 +174,10 @@ class GroupCache:
             )
             one.own_keys, one.own_values = (_wider(room, more_own) for room in (one.own_keys, one.own_values))
 
-    @staticmethod
-    def _room(length: int) -> int:
-        return rounded(length, WIDTH_STEP, WIDTHS_PER_OCTAVE) if length else 0
+
+def room(length: int) -> int:
+    """Tokens that room is made for where there are so many."""
+    return rounded(length, WIDTH_STEP, WIDTHS_PER_OCTAVE) if length else 0
 
 
 def _wider(room: Tensor, more: int) -> Tensor:

@@ -95,7 +95,8 @@ def _generates() -> Finding:
 
     from prefloop import tales
     from prefloop.config import GenerateSection, RuntimeSection
-    from prefloop.generate.hf import Author, HfGenerator
+    from prefloop.generate.groups import Author
+    from prefloop.generate.hf import hf_generator
     from prefloop.modeling import load_codec, load_policy, make_tiny_model
 
     runtime = RuntimeSection()
@@ -103,8 +104,9 @@ def _generates() -> Finding:
         model = Path(folder) / "model"
         make_tiny_model([one.text for one in tales.texts()[:100]], model, seed=0)
         options = GenerateSection(num_completions=2, max_new_tokens=4)
-        generator = HfGenerator(
-            load_policy(model, runtime),
+        policy = load_policy(model, runtime)
+        generator = hf_generator(
+            policy,
             load_codec(model),
             options,
             seed=0,
@@ -113,4 +115,4 @@ def _generates() -> Finding:
         )
         groups = list(generator.generate(tales.prompts()[:2]))
     sampled = sum(len(one.token_ids or ()) for group in groups for one in group.completions)
-    return Finding("hf engine", "ok", f"sampled {sampled} tokens on {generator.model.device}")
+    return Finding("hf engine", "ok", f"sampled {sampled} tokens on {policy.device}")

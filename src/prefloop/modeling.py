@@ -25,6 +25,7 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -176,6 +177,12 @@ def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
 def load_codec(path: Path) -> Codec:
     """The codec of a model folder that prefloop saved."""
     return Codec(load_tokenizer(str(path)))
+
+
+def context_of(model: Path | PretrainedConfig) -> int:
+    """Tokens that a sequence may have, by the model's folder or its configuration."""
+    config = AutoConfig.from_pretrained(model) if isinstance(model, Path) else model
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 30))
 
 
 def load_policy(

@@ -15,15 +15,16 @@ from prefloop.attention import SHARED
 from prefloop.config import GenerateSection
 from prefloop.generate.decoders import SharedDecoder
 from prefloop.generate.draw import draw, penalise, uniform_numbers
-from prefloop.generate.hf import Author, HfGenerator
+from prefloop.generate.groups import Author, PolicyGenerator
+from prefloop.generate.hf import hf_generator
 from prefloop.interfaces import InputError
 from prefloop.modeling import load_codec, load_policy
 from prefloop.records import Message, Prompt
 
 
-def generator(tiny_model, runtime, *, rows=64, seed=0, model=None, **options) -> HfGenerator:
+def generator(tiny_model, runtime, *, rows=64, seed=0, model=None, **options) -> PolicyGenerator:
     options = {"num_completions": 4, "max_new_tokens": 12, **options}
-    return HfGenerator(
+    return hf_generator(
         model or load_policy(tiny_model, runtime),
         load_codec(tiny_model),
         GenerateSection(**options),

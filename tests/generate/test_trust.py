@@ -4,14 +4,15 @@ import torch
 from prefloop import tales
 from prefloop.config import GenerateSection
 from prefloop.forward import LogpsModule
-from prefloop.generate.hf import Author, HfGenerator
+from prefloop.generate.groups import Author
+from prefloop.generate.hf import hf_generator
 from prefloop.generate.trust import compare_with_trainer
 from prefloop.interfaces import PrefloopError
 from prefloop.modeling import in_dtype, load_codec, load_policy
 
 
 def sampled(tiny_model, runtime, *, dtype="float32", **options):
-    generator = HfGenerator(
+    generator = hf_generator(
         in_dtype(load_policy(tiny_model, runtime), dtype),
         load_codec(tiny_model),
         GenerateSection(num_completions=3, max_new_tokens=16, **options),

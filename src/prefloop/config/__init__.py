@@ -26,7 +26,14 @@ from prefloop.config.annotate import (
     uses_loop_reward,
 )
 from prefloop.config.experiment import MAIN_ARM, Experiment, hashed, keys, load, parse, sections_in
-from prefloop.config.generate import Engine, GenerateSection, HfEngine, RecordedEngine, TemperatureShare
+from prefloop.config.generate import (
+    Engine,
+    GenerateSection,
+    HfEngine,
+    PolicyEngine,
+    RecordedEngine,
+    TemperatureShare,
+)
 from prefloop.config.loop import EvaluateSection, GateSection, LoopSection
 from prefloop.config.objectives import (
     AotObjective,
@@ -144,6 +151,7 @@ __all__ = [
     "ReferenceSyncSection",
     "RaftObjective",
     "RecordedAnnotator",
+    "PolicyEngine",
     "RecordedEngine",
     "RewardModelAnnotator",
     "BradleyTerryReward",

@@ -24,7 +24,9 @@ class RecordedEngine(Section):
     """Groups: `prompt` and a list of `responses`."""
 
 
-Engine = Annotated[HfEngine | RecordedEngine, Field(discriminator="kind"), default_kind("hf")]
+PolicyEngine = HfEngine
+"""Those that run a policy."""
+Engine = Annotated[PolicyEngine | RecordedEngine, Field(discriminator="kind"), default_kind("hf")]
 
 
 class TemperatureShare(Section):

@@ -15,7 +15,7 @@ class RuntimeSection(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where models run."""
     num_processes: int = Field(default=1, ge=1)
-    """Training processes on this machine (data parallel)."""
+    """Processes on this machine: training is data parallel, sampling shares the prompts."""
     sharding: Literal["none", "fsdp"] = "none"
     """`fsdp`: training processes share weights, gradients and optimiser state instead of holding a copy each."""
     deepspeed: str | None = None
@@ -26,7 +26,10 @@ class RuntimeSection(Section):
     """Tokens computed in one forward and backward pass; the optimiser's batch is cut into as many as needed. `auto` is 2048
     on a CPU, where more is no faster and takes memory, and 8192 elsewhere."""
     generation_rows: int = Field(default=256, ge=1)
-    """Completions sampled side by side."""
+    """Completions that a process samples side by side, at most."""
+    generation_tokens: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Tokens whose keys and values a process holds while it samples, prompts and completions at their longest; where they
+    are long, fewer run side by side. `auto` is half of the memory that the weights leave, 262144 at most."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     attention: Literal["sdpa", "flex", "eager", "flash_attention_2"] = "sdpa"

@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
-from prefloop.batches import Codec, TokenGroup
+from prefloop.batches import TokenGroup
 from prefloop.config import EvaluateSection, RuntimeSection
 from prefloop.forward import LogpsModule, all_sequence_logps
 from prefloop.interfaces import Scorer
-from prefloop.modeling import load_policy
+from prefloop.modeling import load_codec, load_policy
 from prefloop.records import Group, Record, Score
 from prefloop.statistics import Interval, by_prompt, correlation, mean_interval, wins
 from prefloop.store import read_records
@@ -36,8 +34,7 @@ class Measurement(Record):
 def measure(
     groups: Sequence[Group],
     *,
-    model: PreTrainedModel,
-    codec: Codec,
+    policy: Path,
     reference: Path,
     scorers: Mapping[str, Scorer | None],
     start: Path | None,
@@ -50,7 +47,7 @@ def measure(
     `start` and `previous` are artefact folders of earlier evaluations on the same prompts. The proxy is compared on
     equal terms: their samples are scored again by the reward model in use now.
     """
-    rows, sampler_gap = _rows(groups, model, codec, reference, scorers, runtime)
+    rows, sampler_gap = _rows(groups, policy, reference, scorers, runtime)
     stats: dict[str, Any] = {"num_prompts": len(groups), "sampler_logp_gap": sampler_gap}
     for name in ("score", "second", "proxy", "kl", "tokens"):
         stats[name] = _interval(per_prompt(rows, name), options)
@@ -66,33 +63,34 @@ def measure(
 
 def _rows(
     groups: Sequence[Group],
-    model: PreTrainedModel,
-    codec: Codec,
+    policy: Path,
     reference: Path,
     scorers: Mapping[str, Scorer | None],
     runtime: RuntimeSection,
 ) -> tuple[list[Measurement], float | None]:
     values = {name: score_all(scorer, groups) for name, scorer in scorers.items()}
     completions = [one for group in groups for one in group.completions]
+    codec = load_codec(policy)
     tokens = [
         TokenGroup(
             tuple(codec.prompt_ids(group.prompt.messages)),
-            tuple(one.token_ids or () for one in group.completions),
+            tuple(tuple(codec.completion_ids(group.prompt.messages, one)) for one in group.completions),
         )
         for group in groups
     ]
 
-    def logps_under(language_model: PreTrainedModel) -> list[float]:
-        module = LogpsModule(language_model, pad_id=codec.pad_id, runtime=runtime)
+    def logps_under(folder: Path) -> list[float]:
+        module = LogpsModule(load_policy(folder, runtime), pad_id=codec.pad_id, runtime=runtime)
         return [value for values in all_sequence_logps(module, tokens, runtime) for value in values]
 
-    policy_logps = logps_under(model)
-    reference_logps = logps_under(load_policy(reference, runtime))
+    policy_logps = logps_under(policy)
+    reference_logps = logps_under(reference)
     gaps = [
         abs(logp - sum(one.token_logps)) / len(one.token_logps)
         for one, logp in zip(completions, policy_logps, strict=True)
         if one.token_logps
     ]
+    lengths = [len(ids) for one in tokens for ids in one.completions]
     measured = [
         Measurement(
             prompt_id=one.prompt_id,
@@ -101,10 +99,12 @@ def _rows(
             second=values["second"].get(one.id),
             proxy=values["proxy"].get(one.id),
             kl=round(logp - reference_logp, 6),
-            tokens=len(one.token_ids or ()),
+            tokens=length,
             characters=len(one.text),
         )
-        for one, logp, reference_logp in zip(completions, policy_logps, reference_logps, strict=True)
+        for one, length, logp, reference_logp in zip(
+            completions, lengths, policy_logps, reference_logps, strict=True
+        )
     ]
     return measured, round(max(gaps), 8) if gaps else None
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from prefloop.config import GenerateSection
 from prefloop.generate.decoders import Decoder, RefillingDecoder
 from prefloop.generate.draw import Draw, draw, penalise
-from prefloop.records import Prompt
 
 COMPACT_BELOW = 0.75
 """Free slots are given up when less than this share of all is used and no prompt is left to enter."""
@@ -34,29 +33,31 @@ class Task:
     """A prompt on its way through the batch."""
 
     number: int
-    prompt: Prompt
-    ids: list[int]
+    """Of the request."""
+    part: int
+    """Of its completions, where not all run side by side."""
+    ids: Sequence[int]
     budget: int
     """Tokens that a completion may have."""
     stops: Callable[[Sequence[int]], bool]
     """Whether a completion has come to its end by itself."""
     uniforms: Tensor
-    """[K, budget]"""
+    """[C, budget], C completions"""
     temperatures: Tensor
-    """[K]"""
+    """[C]"""
     drawn: tuple[Drawn, ...]
 
 
 class Batch:
     """Prompts in slots, and the rows that run, with the logits of what follows; changed in place.
 
-    The row of a completion is slot * K + copy.
+    A slot has as many rows as copies; the row of a completion is slot * copies + copy.
     """
 
-    def __init__(self, decoder: Decoder, num_slots: int, options: GenerateSection) -> None:
+    def __init__(self, decoder: Decoder, num_slots: int, num_copies: int, options: GenerateSection) -> None:
         self._decoder = decoder
         self._options = options
-        self._copies = options.num_completions
+        self._copies = num_copies
         self._slots: list[Task | None] = [None] * num_slots
         self.rows: list[int] = []
         """Those that run, in ascending order."""
@@ -66,13 +67,17 @@ class Batch:
         )  # [A, V], tokens of prompt and completion; [A, 0] where nobody asks
 
     @property
+    def refills(self) -> bool:
+        """Whether prompts may enter while others run."""
+        return isinstance(self._decoder, RefillingDecoder)
+
+    @property
     def room(self) -> int:
         """How many prompts may enter now."""
         free = self._slots.count(None)
         if not self.rows:
             return free
-        refills = isinstance(self._decoder, RefillingDecoder)
-        return free if refills and free >= REFILL_FROM * len(self._slots) else 0
+        return free if self.refills and free >= REFILL_FROM * len(self._slots) else 0
 
     @torch.inference_mode()
     def enter(self, tasks: Sequence[Task]) -> None:
@@ -96,7 +101,7 @@ class Batch:
             return torch.empty(len(logits), 0, dtype=torch.bool, device=logits.device)
         seen = torch.zeros_like(logits, dtype=torch.bool)
         for place, task in enumerate(tasks):
-            seen[place * self._copies : (place + 1) * self._copies, task.ids] = True
+            seen[place * self._copies : (place + 1) * self._copies, list(task.ids)] = True
         return seen
 
     @torch.inference_mode()

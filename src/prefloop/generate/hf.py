@@ -1,40 +1,53 @@
 """Sampling with a transformers model in this process.
 
-Completions are sampled side by side: each prompt is read once, its K completions are rows of the batch, rows leave it when
+Completions are sampled side by side: each prompt is read once, its completions are rows of the batch, rows leave it when
 they are done, and other prompts enter. Each row draws one uniform number per token from a generator seeded by (seed,
 prompt, completion), so what is sampled does not depend on which prompts share the batch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import itertools
+import os
+from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import PreTrainedModel
 
-from prefloop.batches import Codec
+from prefloop.batches import Codec, tokens_at_once
 from prefloop.config import GenerateSection, RuntimeSection
+from prefloop.decoding import room
 from prefloop.forward import share_prompts
 from prefloop.generate.batch import Batch, Drawn, Task
 from prefloop.generate.decoders import Decoder, PaddedDecoder, SharedDecoder
 from prefloop.generate.draw import uniform_numbers
-from prefloop.records import Completion, Group, Prompt, Sampling, content_id
+from prefloop.generate.groups import Author, PolicyGenerator
+from prefloop.generate.sampling import Request, Sampled, Stops, temperatures_of
+from prefloop.interfaces import InputError
+from prefloop.modeling import context_of
 
 BATCHES_AT_ONCE = 4
 """How many times over a batch is filled between two moments at which what was sampled is kept."""
-BYTES_PER_CHARACTER = 4
-"""At most; no token is shorter than a byte."""
+MOST_TOKENS = 262_144
+"""Tokens that are held at once, unless the experiment says otherwise or memory is smaller."""
+SHARE_OF_MEMORY = 0.5
+"""Of what the weights leave free, for keys and values."""
 
 
-@dataclass(frozen=True)
-class Author:
-    """Who the completions are ascribed to."""
+def hf_generator(
+    model: PreTrainedModel,
+    codec: Codec,
+    options: GenerateSection,
+    *,
+    seed: int,
+    author: Author,
+    runtime: RuntimeSection,
+) -> PolicyGenerator:
+    """Samples from a model in this process."""
+    sampler = HfSampler(model, codec, options, seed=seed, runtime=runtime)
+    return PolicyGenerator(sampler, codec, options, seed=seed, author=author)
 
-    policy: str
-    version: int
 
-
-class HfGenerator:
-    """Samples the K completions of each prompt from a model on one device."""
+class HfSampler:
+    """Samples from a model on one device."""
 
     def __init__(
         self,
@@ -43,133 +56,143 @@ class HfGenerator:
         options: GenerateSection,
         *,
         seed: int,
-        author: Author,
         runtime: RuntimeSection,
     ) -> None:
         self.model = model
         self.codec = codec
         self.options = options
         self.seed = seed
-        self.author = author
         self.runtime = runtime
-        self._stop_ids = {codec.terminator_id, *(codec.token_id(one) for one in options.stop_tokens)}
+        self._stops = Stops(codec, options)
+        self._temperatures = torch.tensor(temperatures_of(options))
 
     @property
-    def prompts_per_chunk(self) -> int:
-        """How many prompts are best sampled before their groups are written down."""
-        return BATCHES_AT_ONCE * self._prompts_at_once
+    def requests_per_chunk(self) -> int:
+        """Several batches, so that prompts can enter where others have ended."""
+        return requests_per_chunk(self.options, self.runtime)
 
     @property
-    def _prompts_at_once(self) -> int:
-        return max(1, self.runtime.generation_rows // self.options.num_completions)
+    def context(self) -> int:
+        """Positions that the model has."""
+        return context_of(self.model.config)
 
-    def generate(self, prompts: Iterable[Prompt]) -> Iterator[Group]:
-        """Yields one group a prompt, in order; a prompt too long for the options yields no completions."""
-        ended: dict[int, Group] = {}
+    def sample(self, requests: Sequence[Request]) -> Iterator[tuple[Sampled, ...]]:
+        """Yields the completions of each request, in order. Raises InputError where one alone is larger than the budget."""
+        if not requests:
+            return
+        copies, slots = self._shape(requests)
+        parts = self.options.num_completions // copies
+        ended: dict[int, dict[int, Task]] = {}
         place = 0
-        for number, group in self._as_they_end(enumerate(prompts)):
-            ended[number] = group
-            while place in ended:
-                yield ended.pop(place)
+        for task in self._as_they_end(requests, copies, slots):
+            ended.setdefault(task.number, {})[task.part] = task
+            while len(ended.get(place, ())) == parts:
+                found = ended.pop(place)
+                yield tuple(self._sampled(one) for part in range(parts) for one in found[part].drawn)
                 place += 1
 
-    def _as_they_end(self, prompts: Iterator[tuple[int, Prompt]]) -> Iterator[tuple[int, Group]]:
-        """Groups with their prompts' numbers. Prompts enter the batch where others have left it."""
-        batch: Batch | None = None
-        room = self._prompts_at_once
+    def _as_they_end(self, requests: Sequence[Request], copies: int, slots: int) -> Iterator[Task]:
+        """Prompts enter the batch where others have left it."""
+        waiting = self._tasks(requests, copies)
+        batch = Batch(self._decoder(slots, copies), slots, copies, self.options)
+        at_once = tokens_at_once(self.runtime, self.model.device)
         while True:
-            entering: list[Task] = []
-            while len(entering) < room and (found := next(prompts, None)) is not None:
-                number, prompt = found
-                ids = self.codec.prompt_ids(prompt.messages)
-                if len(ids) > self._longest_prompt():
-                    yield number, Group(prompt=prompt, completions=())
-                else:
-                    entering.append(self._task(number, prompt, ids))
-            if batch is None:
-                if not entering:
-                    return
-                batch = Batch(self._decoder(len(entering)), len(entering), self.options)
-            batch.enter(entering)
+            free = batch.room
+            entering = list(itertools.islice(waiting, free))
+            for part in _in_parts(entering, at_once) if batch.refills else [entering]:
+                batch.enter(part)
             if not batch.rows:
                 return
-            if len(entering) < room:
+            if len(entering) < free:
                 batch.give_up_free_slots()
-            for task in batch.step():
-                yield task.number, Group(prompt=task.prompt, completions=self._completions(task))
-            room = batch.room
+            yield from batch.step()
 
-    def _decoder(self, num_prompts: int) -> Decoder:
-        copies = self.options.num_completions
+    def _tasks(self, requests: Sequence[Request], copies: int) -> Iterator[Task]:
+        for number, request in enumerate(requests):
+            uniforms = uniform_numbers(self.seed, request.name, self.options.num_completions, request.budget)
+            for part, first in enumerate(range(0, self.options.num_completions, copies)):
+                yield Task(
+                    number,
+                    part,
+                    request.ids,
+                    request.budget,
+                    self._stops,
+                    uniforms[first : first + copies],
+                    self._temperatures[first : first + copies],
+                    tuple(Drawn() for _ in range(copies)),
+                )
+
+    def _decoder(self, slots: int, copies: int) -> Decoder:
         if share_prompts(self.model, self.codec.pad_id, self.runtime):
-            return SharedDecoder(self.model, num_prompts, copies)
+            return SharedDecoder(self.model, slots, copies)
         return PaddedDecoder(self.model, copies, self.codec.pad_id)
 
-    # --- one prompt ---
-
-    def _longest_prompt(self) -> int:
-        return min(self.options.max_prompt_length, self._context() - 1)
-
-    def _context(self) -> int:
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 30))
-
-    def _task(self, number: int, prompt: Prompt, ids: list[int]) -> Task:
-        copies = self.options.num_completions
-        budget = min(self.options.max_new_tokens, self._context() - len(ids))
-        return Task(
-            number,
-            prompt,
-            ids,
-            budget,
-            self._stops,
-            uniform_numbers(self.seed, prompt.id, copies, budget),
-            torch.tensor(self._temperatures()),
-            tuple(Drawn() for _ in range(copies)),
+    def _sampled(self, drawn: Drawn) -> Sampled:
+        return Sampled(
+            tuple(drawn.token_ids),
+            "stop" if self._stops(drawn.token_ids) else "length",
+            tuple(drawn.token_logps),
+            tuple(drawn.sampled_logps),
         )
 
-    def _temperatures(self) -> list[float]:
-        if self.options.temperatures is None:
-            return [self.options.temperature] * self.options.num_completions
-        return [share.temperature for share in self.options.temperatures for _ in range(share.count)]
+    # --- how much at once ---
 
-    def _stops(self, token_ids: Sequence[int]) -> bool:
-        """Whether a completion ends here: at a token, or because its end reads as one of the strings."""
-        if token_ids[-1] in self._stop_ids:
-            return True
-        if not self.options.stop:
-            return False
-        longest = max(map(len, self.options.stop))
-        tail = self.codec.decode(token_ids[-BYTES_PER_CHARACTER * longest :])
-        return any(one in tail for one in self.options.stop)
-
-    def _completions(self, task: Task) -> tuple[Completion, ...]:
-        options = self.options
-        completions = []
-        for index, (one, temperature) in enumerate(zip(task.drawn, self._temperatures(), strict=True)):
-            sampling = Sampling(
-                temperature=temperature,
-                top_p=options.top_p,
-                top_k=options.top_k,
-                min_p=options.min_p,
-                repetition_penalty=options.repetition_penalty,
-                seed=self.seed,
+    def _shape(self, requests: Sequence[Request]) -> tuple[int, int]:
+        """Completions of a prompt that run side by side, and prompts, so that rows and tokens stay within their bounds."""
+        prompt = room(max(len(one.ids) for one in requests))
+        completion = room(max(one.budget for one in requests))
+        rows, tokens = self.runtime.generation_rows, self._tokens()
+        if prompt + completion > tokens:
+            raise InputError(
+                f"runtime.generation_tokens: a prompt and a completion may take {prompt + completion} tokens, but {tokens} "
+                "are held at once; give more, or less to generate.max_prompt_length and generate.max_new_tokens"
             )
-            completions.append(
-                Completion(
-                    id=content_id(task.prompt.id, self.author.policy, self.seed, index, one.token_ids),
-                    prompt_id=task.prompt.id,
-                    text=self.codec.decode(one.token_ids),
-                    token_ids=tuple(one.token_ids),
-                    token_logps=_rounded(one.token_logps),
-                    sampled_logps=None if sampling.is_plain else _rounded(one.sampled_logps),
-                    finish_reason="stop" if self._stops(one.token_ids) else "length",
-                    sampling=sampling,
-                    policy=self.author.policy,
-                    policy_version=self.author.version,
-                )
-            )
-        return tuple(completions)
+        number = self.options.num_completions
+        copies = max(
+            one
+            for one in range(1, number + 1)
+            if number % one == 0 and (one == 1 or (one <= rows and prompt + one * completion <= tokens))
+        )
+        slots = min(rows // copies, tokens // (prompt + copies * completion))
+        return copies, min(max(1, slots), len(requests) * (number // copies))
+
+    def _tokens(self) -> int:
+        if self.runtime.generation_tokens != "auto":
+            return self.runtime.generation_tokens
+        memory = memory_of(self.model.device, self.runtime) - self.model.get_memory_footprint()
+        return int(min(MOST_TOKENS, SHARE_OF_MEMORY * memory / bytes_per_token(self.model)))
 
 
-def _rounded(values: Sequence[float]) -> tuple[float, ...]:
-    return tuple(round(value, 6) for value in values)
+def requests_per_chunk(options: GenerateSection, runtime: RuntimeSection) -> int:
+    """Requests that one process samples between two moments at which they are kept."""
+    return BATCHES_AT_ONCE * max(1, runtime.generation_rows // options.num_completions)
+
+
+def bytes_per_token(model: PreTrainedModel) -> int:
+    """Of keys and values in all layers; 1 where a model keeps none."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", 0)
+    if not heads:
+        return 1
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads = getattr(config, "num_key_value_heads", None) or heads
+    return 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+
+
+def memory_of(device: torch.device, runtime: RuntimeSection) -> float:
+    """All that a process may have of the device, in bytes; not what is free now, so that two runs sample alike."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / runtime.num_processes
+
+
+def _in_parts(tasks: Sequence[Task], max_tokens: int) -> Iterator[list[Task]]:
+    """Tasks in order, cut so that one pass reads at most so many tokens; a prompt alone may have more."""
+    part: list[Task] = []
+    for task in tasks:
+        if part and sum(len(one.ids) for one in part) + len(task.ids) > max_tokens:
+            yield part
+            part = []
+        part.append(task)
+    if part:
+        yield part

@@ -10,7 +10,7 @@ import numpy as np
 
 from prefloop import data, selection
 from prefloop.config import Experiment, SourceSection, hashed, uses_loop_reward
-from prefloop.interfaces import InputError, PairTask
+from prefloop.interfaces import Generator, InputError, PairTask
 from prefloop.records import Comparison, Group, Judgement, PreferencePair, Prompt, Refusal, Score
 from prefloop.stages.knockout import play
 from prefloop.stages.shared import (
@@ -19,12 +19,12 @@ from prefloop.stages.shared import (
     chunks,
     digests,
     gold_scorer,
-    hf_generator,
     loop_reward_scorer,
     mean,
     model_folder,
     read_judgements,
     reward_scorer,
+    sampling,
     share,
     source_config,
     stage_seed,
@@ -166,30 +166,30 @@ def generate(x: Experiment, policy: Artefact, drawn: Artefact, *, version: int, 
 
     def body(build: Build) -> None:
         wanted = read_records(drawn.path / "prompts.jsonl", Prompt)
+        file = RowFile(build.path / "groups.jsonl")
         if recorded is not None:
             from prefloop.generate.recorded import RecordedGenerator
 
-            generator, at_once = RecordedGenerator(data.read_groups(recorded).rows), GROUPS_PER_CHUNK
+            generator = RecordedGenerator(data.read_groups(recorded).rows)
+            for rows in chunks(build, file, wanted, GROUPS_PER_CHUNK):
+                file.append(_answered(generator, rows), items=len(rows))
         else:
-            generator = hf_generator(
-                x, policy, version=version, seed=stage_seed(x, "generate"), dtype=x.model.dtype
-            )
-            at_once = generator.prompts_per_chunk
-        file = RowFile(build.path / "groups.jsonl")
-        checked = recorded is not None
-        for rows in chunks(build, file, wanted, at_once):
-            found = [group for group in generator.generate(rows) if group.completions]
-            if not checked and found:
-                _compared_with_trainer(x, policy, found)
-                checked = True
-            file.append(found, items=len(rows))
+            checked = False
+            seed = stage_seed(x, "generate")
+            with sampling(x, policy, version=version, seed=seed, dtype=x.model.dtype) as generator:
+                for rows in chunks(build, file, wanted, generator.prompts_per_chunk):
+                    found = _answered(generator, rows)
+                    if found and not checked:
+                        _compared_with_trainer(x, policy, found)
+                        checked = True
+                    file.append(found, items=len(rows))
         groups = read_records(file.path, Group)
+        gap = None if recorded else _compared_with_trainer(x, policy, groups)
         build.count(
             len(wanted),
             len(groups),
             {"prompt_too_long" if not recorded else "short": len(wanted) - len(groups)},
         )
-        gap = None if recorded else _compared_with_trainer(x, policy, groups)
         build.stats = {**text_statistics(groups), "policy_version": version, "trainer_gap": gap}
 
     config = {**without_paths(x.generate, "engine"), "version": version, "seed": x.seed}
@@ -205,6 +205,10 @@ def generate(x: Experiment, policy: Artefact, drawn: Artefact, *, version: int, 
         external=digests(groups=recorded),
         work=f"{number} prompts {completions}",
     )
+
+
+def _answered(generator: Generator, prompts: Sequence[Prompt]) -> list[Group]:
+    return [group for group in generator.generate(prompts) if group.completions]
 
 
 def _compared_with_trainer(x: Experiment, policy: Artefact, groups: Sequence[Group]) -> float | None:

@@ -7,9 +7,9 @@ from prefloop.stages.shared import (
     chunks,
     evaluation_folder,
     gold_scorer,
-    hf_generator,
     loop_reward_scorer,
     model_folder,
+    sampling,
     scorer_digest,
     stage_seed,
     text_statistics,
@@ -39,7 +39,8 @@ def evaluate(
         from prefloop.evaluate.measure import measure
 
         wanted = read_records(prompts.path / f"{split}.jsonl", Prompt)
-        generator = hf_generator(
+        file = RowFile(build.path / "groups.jsonl")
+        with sampling(
             x,
             policy,
             version=0,
@@ -47,11 +48,10 @@ def evaluate(
             num_completions=x.evaluate.num_completions,
             temperature=x.evaluate.temperature,
             temperatures=None,
-        )
-        file = RowFile(build.path / "groups.jsonl")
-        for chunk in chunks(build, file, wanted, generator.prompts_per_chunk):
-            found = [group for group in generator.generate(chunk) if group.completions]
-            file.append(found, items=len(chunk))
+        ) as generator:
+            for chunk in chunks(build, file, wanted, generator.prompts_per_chunk):
+                found = [group for group in generator.generate(chunk) if group.completions]
+                file.append(found, items=len(chunk))
         groups = read_records(file.path, Group)
         if not groups:
             raise InputError(
@@ -61,8 +61,7 @@ def evaluate(
         build.count(len(wanted), len(groups), {"prompt_too_long": len(wanted) - len(groups)})
         rows, build.stats = measure(
             groups,
-            model=generator.model,
-            codec=generator.codec,
+            policy=model_folder(policy),
             reference=model_folder(reference),
             scorers={
                 "score": gold_scorer(x, x.evaluate.scorer, None) if x.evaluate.scorer else None,
@@ -80,8 +79,8 @@ def evaluate(
         write_rows(build.path / "measurements.jsonl", rows)
 
     section = without_paths(x.evaluate, "prompts", "num_prompts", "num_samples_shown")
-    sampling = without_paths(x.generate, "engine", "num_completions", "temperature", "temperatures")
-    config = {"evaluate": section, "sampling": sampling, "split": split, "seed": x.seed}
+    shape = without_paths(x.generate, "engine", "num_completions", "temperature", "temperatures")
+    config = {"evaluate": section, "sampling": shape, "split": split, "seed": x.seed}
     inputs = {
         "policy": policy,
         "prompts": prompts,

@@ -1,18 +1,23 @@
 """What several stages need: seeds, digests for keys, chunks, and the parts that experiments name."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
 from prefloop import data, tales
-from prefloop.config import Experiment, GoldScorer, SourceSection, hashed
+from prefloop.config import Experiment, GoldScorer, HfEngine, SourceSection, hashed
 from prefloop.containers import hub_commit
 from prefloop.interfaces import InputError, Scorer
 from prefloop.records import Group, Judgement, PreferencePair, content_id, judgement_adapter
 from prefloop.statistics import distinct_n
 from prefloop.store import Artefact, Build, RowFile, digest_path, read_json, read_records
+
+if TYPE_CHECKING:
+    from prefloop.generate.groups import PolicyGenerator
+    from prefloop.modeling import Dtype
 
 Item = TypeVar("Item")
 PROMOTIONS = {"promote": "policy.json", "promote_reward": "reward.json"}
@@ -40,23 +45,27 @@ def stage_seed(x: Experiment, *names: object) -> int:
     return int(content_id(x.seed, *names), 16) >> 33
 
 
-def hf_generator(
-    x: Experiment, policy: Artefact, *, version: int, seed: int, dtype: str = "float32", **changes: object
-) -> Any:
-    """A sampler of the policy in this process, which computes in `dtype`; `changes` replace keys of `generate`."""
-    from prefloop.generate.hf import Author, HfGenerator
-    from prefloop.modeling import in_dtype, load_codec, load_policy, settle
+@contextlib.contextmanager
+def sampling(
+    x: Experiment, policy: Artefact, *, version: int, seed: int, dtype: "Dtype" = "float32", **changes: object
+) -> "Iterator[PolicyGenerator]":
+    """A generator of the policy by the experiment's engine, which computes in `dtype`; `changes` replace keys of `generate`.
 
-    settle(x.runtime)
-    folder = model_folder(policy)
-    return HfGenerator(
-        in_dtype(load_policy(folder, x.runtime), dtype),
-        load_codec(folder),
+    Where the engine runs no policy, the embedded one samples.
+    """
+    from prefloop.generate.choose import policy_generator
+
+    engine = x.generate.engine
+    with policy_generator(
+        model_folder(policy),
+        HfEngine() if engine.kind == "recorded" else engine,
         x.generate.model_copy(update=changes),
         seed=seed,
-        author=Author(folder.parent.name, version),
+        version=version,
         runtime=x.runtime,
-    )
+        dtype=dtype,
+    ) as generator:
+        yield generator
 
 
 def text_statistics(groups: Sequence[Group]) -> dict[str, Any]:
