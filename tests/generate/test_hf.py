@@ -13,6 +13,7 @@ from transformers import (
 from prefloop import tales
 from prefloop.attention import SHARED
 from prefloop.config import GenerateSection
+from prefloop.decoding import GroupCache
 from prefloop.generate.decoders import SharedDecoder
 from prefloop.generate.draw import draw, penalise, uniform_numbers
 from prefloop.generate.groups import Author, PolicyGenerator
@@ -347,3 +348,92 @@ def test_a_bfloat16_policy_samples_with_shared_prompts(tiny_model, runtime):
                 float(logps[len(prompt) - 1 + place, token]) for place, token in enumerate(one.token_ids)
             ]
             assert one.token_logps == pytest.approx(expected, abs=0.15)
+
+
+# --- how much at once ---
+
+
+def shapes_of(monkeypatch) -> list[tuple[int, int]]:
+    """Slots and copies of every batch from now on."""
+    made = []
+    begin = SharedDecoder.__init__
+    monkeypatch.setattr(
+        SharedDecoder,
+        "__init__",
+        lambda self, model, slots, copies: made.append((slots, copies)) or begin(self, model, slots, copies),
+    )
+    return made
+
+
+@pytest.mark.parametrize(
+    ("tokens", "slots", "copies"),
+    [
+        # room is made for 32 tokens of the prompts and for 32 of the 12 that a completion may have
+        ("auto", 7, 4),
+        (1120, 7, 4),  # 7 * (32 + 4 * 32)
+        (1119, 6, 4),
+        (160, 1, 4),
+        (159, 1, 2),
+        (96, 1, 2),
+        (95, 1, 1),
+        (64, 1, 1),
+    ],
+)
+def test_a_budget_of_tokens_bounds_the_batch_and_changes_no_sample(
+    tiny_model, runtime, monkeypatch, tokens, slots, copies
+):
+    expected = tokens_of(generator(tiny_model, runtime))
+    made = shapes_of(monkeypatch)
+    bounded = runtime.model_copy(update={"generation_tokens": tokens})
+    assert tokens_of(generator(tiny_model, bounded)) == expected
+    assert made == [(slots, copies)]
+
+
+def tokens_of(generator) -> list[list[tuple[int, ...]]]:
+    return tokens(generator.generate(PROMPTS))
+
+
+def test_fewer_rows_than_completions_sample_a_prompt_in_parts(tiny_model, runtime, monkeypatch):
+    expected = tokens_of(generator(tiny_model, runtime))
+    made = shapes_of(monkeypatch)
+    assert tokens_of(generator(tiny_model, runtime, rows=3)) == expected
+    assert made == [(1, 2)]
+
+
+def test_a_completion_that_alone_is_over_the_budget_is_refused(tiny_model, runtime):
+    bounded = runtime.model_copy(update={"generation_tokens": 63})
+    message = (
+        r"runtime.generation_tokens: a prompt and a completion may take 64 tokens, but 63 are held at once"
+    )
+    with pytest.raises(InputError, match=message):
+        tokens_of(generator(tiny_model, bounded))
+
+
+def test_what_is_kept_of_keys_and_values_stays_within_the_budget(tiny_model, runtime, monkeypatch):
+    held = []
+    widen = GroupCache._widen
+
+    def watched(self, prompt, own):
+        widen(self, prompt, own)
+        held.append(self._prompt_width * len(self.prompt_lengths) + self._own_width * len(self.own_lengths))
+
+    monkeypatch.setattr(GroupCache, "_widen", watched)
+    bounded = runtime.model_copy(update={"generation_tokens": 700})
+    tokens_of(generator(tiny_model, bounded, max_new_tokens=60))
+    assert 500 < max(held) <= 700
+
+
+def test_prompts_are_read_in_passes_of_bounded_length(tiny_model, runtime, monkeypatch):
+    expected = tokens_of(generator(tiny_model, runtime))
+    read = []
+    enter = SharedDecoder.enter
+    monkeypatch.setattr(
+        SharedDecoder,
+        "enter",
+        lambda self, slots, prompts: read.append(sum(map(len, prompts))) or enter(self, slots, prompts),
+    )
+    assert tokens_of(generator(tiny_model, runtime.model_copy(update={"microbatch_tokens": 60}))) == expected
+    codec = load_codec(tiny_model)
+    assert sum(read) == sum(len(codec.prompt_ids(one.messages)) for one in PROMPTS)
+    assert len(read) > 1
+    assert max(read) <= 60

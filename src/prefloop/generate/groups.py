@@ -37,21 +37,20 @@ class PolicyGenerator:
 
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[Group]:
         """Yields one group a prompt, in order; a prompt too long for the options yields no completions."""
-        asked = [(prompt, self.request(prompt)) for prompt in prompts]
+        asked = [(prompt, self.request(prompt, place)) for place, prompt in enumerate(prompts)]
         sampled = self.sampler.sample([request for _, request in asked if request is not None])
         for prompt, request in asked:
             yield Group(
                 prompt=prompt, completions=self._completions(prompt, next(sampled)) if request else ()
             )
 
-    def request(self, prompt: Prompt) -> Request | None:
+    def request(self, prompt: Prompt, place: int = 0) -> Request | None:
         """The prompt as the engine reads it; None where it is too long."""
         ids = self.codec.prompt_ids(prompt.messages)
         if len(ids) > min(self.options.max_prompt_length, self.sampler.context - 1):
             return None
-        return Request(
-            prompt.id, prompt, ids, min(self.options.max_new_tokens, self.sampler.context - len(ids))
-        )
+        budget = min(self.options.max_new_tokens, self.sampler.context - len(ids))
+        return Request(prompt.id, prompt, ids, budget, place)
 
     def _completions(self, prompt: Prompt, sampled: tuple[Sampled, ...]) -> tuple[Completion, ...]:
         temperatures = temperatures_of(self.options)

@@ -26,6 +26,8 @@ class Request(NamedTuple):
     """The prompt as the model reads it."""
     budget: int
     """Tokens that a completion may have."""
+    place: int = 0
+    """Of the prompt among all that were given, those that are too long included."""
 
 
 @dataclass(frozen=True)

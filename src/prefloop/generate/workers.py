@@ -4,6 +4,7 @@ Requests go out in pieces that one process would sample together, so who samples
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -43,8 +44,11 @@ class WorkerSampler:
 
     def sample(self, requests: Sequence[Request]) -> Iterator[tuple[Sampled, ...]]:
         """Yields the completions of each request, in order. Raises PrefloopError when a process dies."""
-        starts = range(0, len(requests), self._per_process)
-        pieces = [requests[start : start + self._per_process] for start in starts]
+        # by places, so that prompts that are too long do not move others into another piece
+        pieces = [
+            list(piece)
+            for _, piece in itertools.groupby(requests, lambda one: one.place // self._per_process)
+        ]
         try:
             for piece in self._pool.map(_sample, pieces):
                 yield from piece
