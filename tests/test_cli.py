@@ -10,14 +10,15 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow.parquet
 import pytest
 import typer.main
 import yaml
 from transformers import AutoModelForCausalLM
 
-from prefloop import __version__, cli, config
+from prefloop import __version__, cli, config, tales
 from prefloop.annotate.human import label_in_terminal, read_tasks
-from prefloop.records import Prompt
+from prefloop.records import Group, Prompt
 from prefloop.store import Workspace, read_records
 from small import SMALL
 
@@ -241,6 +242,82 @@ def test_chat_starts_over_at_an_empty_line_and_ends_with_the_input(finished, mon
     assert code == 0
     before, after = out.split("a new conversation")
     assert before.replace("you", "").split() == after.replace("you", "").split()
+
+
+# --- sampling alone --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prompts_file(tmp_path_factory) -> Path:
+    """Seven prompts, one of them twice and one too long."""
+    rows = [{"prompt": one.text} for one in tales.prompts()[:6]]
+    rows[3:3] = [{"prompt": "Tell a tale of Ada the fox. " * 100}, rows[0]]
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture
+def workspace(finished, tmp_path) -> Path:
+    """A copy: what is sampled into it is needed by no run."""
+    return shutil.copytree(finished.workspace, tmp_path / "workspace")
+
+
+SAMPLING = ("generate.num_completions=2", "generate.max_new_tokens=6", "generate.max_prompt_length=100")
+
+
+def test_generate_writes_a_group_a_prompt_and_counts_those_that_are_too_long(
+    finished, workspace, prompts_file, tmp_path
+):
+    policy, out = finished.names("policy")[0], tmp_path / "samples.jsonl"
+    ran = prefloop("generate", policy, prompts_file, out, *SAMPLING, "--workspace", workspace)
+    assert (ran.code, ran.errors) == (0, "")
+    assert "samples.jsonl: 6 groups; prompts dropped as too long: 1" in ran.out
+    assert re.search(r"prompts .* 7 rows; dropped 1 duplicate", ran.out)
+    groups = read_records(out, Group)
+    assert [one.prompt.text for one in groups] == [one.text for one in tales.prompts()[:6]]
+    assert {len(one.completions) for one in groups} == {2}
+    assert {one.policy for group in groups for one in group.completions} == {policy}
+
+
+def test_generate_writes_the_same_to_parquet_and_keeps_what_was_sampled(
+    finished, workspace, prompts_file, tmp_path
+):
+    policy, lines, table = finished.names("policy")[0], tmp_path / "a.jsonl", tmp_path / "b.parquet"
+    for out in (lines, table):
+        ran = prefloop("generate", policy, prompts_file, out, *SAMPLING, "--workspace", workspace)
+    assert re.search(r"generate +kept", ran.out)
+    rows = pyarrow.parquet.read_table(table).to_pylist()
+    assert [Group.model_validate_json(json.dumps(row)) for row in rows] == read_records(lines, Group)
+
+
+def test_generate_takes_a_model_folder_and_any_seed(tiny_model, prompts_file, tmp_path):
+    def sampled(seed: int) -> list[Group]:
+        args = ("generate", tiny_model, prompts_file, tmp_path / "out.jsonl", *SAMPLING, f"seed={seed}")
+        assert prefloop(*args, "--workspace", tmp_path / "workspace").code == 0
+        return read_records(tmp_path / "out.jsonl", Group)
+
+    once, again, other = sampled(0), sampled(0), sampled(1)
+    assert once == again
+    assert [one.prompt for one in once] == [one.prompt for one in other]
+    assert once != other
+
+
+@pytest.mark.parametrize(
+    ("policy", "out", "message"),
+    [
+        ("generate", "out.jsonl", "no policy; artefacts of base, sft, policy, promote have one"),
+        ("policy", "out.csv", "samples are written to a .jsonl or .parquet file"),
+    ],
+)
+def test_generate_refuses_what_it_could_not_finish(
+    finished, workspace, prompts_file, tmp_path, policy, out, message
+):
+    name = finished.names(policy)[0]
+    ran = prefloop("generate", name, prompts_file, tmp_path / out, "--workspace", workspace)
+    assert ran.code == 1
+    assert message in " ".join(ran.errors.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["workspace"]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from prefloop.records import (
 from prefloop.store import Artefact, Workspace, read_json, read_records, read_rows
 
 CHARACTERS_SHOWN = 400
+POLICY_KINDS = ("base", "sft", "policy", "promote")
 
 
 def shown(text: str) -> str:
@@ -215,7 +216,21 @@ def run_page(plan: dict[str, Any], artefacts: Sequence[Artefact]) -> Table:
     return table
 
 
-def policy_folder(workspace: Workspace, text: str) -> str:
+def policy_artefact(workspace: Workspace, text: str) -> Artefact | None:
+    """The artefact with a policy that a name on the command line means; None where it is a folder or a hub name.
+
+    Raises InputError for artefacts of another kind.
+    """
+    try:
+        artefact = workspace.find(text)
+    except InputError:
+        return None
+    if artefact.kind not in POLICY_KINDS:
+        raise InputError(f"{artefact.name}: no policy; artefacts of {', '.join(POLICY_KINDS)} have one")
+    return artefact
+
+
+def named_model(workspace: Workspace, text: str) -> str:
     """The model folder that a name on the command line means: an artefact of the workspace, a folder or a hub name."""
     try:
         artefact = workspace.find(text)

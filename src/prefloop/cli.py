@@ -127,15 +127,8 @@ def _run(x: Experiment, workspace: Workspace, *, command: str) -> None:
     for warning in warnings_of(x):
         console.print(f"[yellow]Note:[/] {escape(warning)}")
     started = time.monotonic()
-    with Screen(workspace) as screen:
-        try:
-            entries = pipeline.run(x, workspace, screen)
-        except KeyboardInterrupt:
-            screen.stop()
-            errors.print(
-                f"\nStopped. Finished work is kept: `{command}` continues from here.", highlight=False
-            )
-            _leave_interrupted()
+    with Screen(workspace) as screen, _interruptible(screen, command):
+        entries = pipeline.run(x, workspace, screen)
     _print_results(x, entries)
     from prefloop.report import write_report
 
@@ -144,6 +137,17 @@ def _run(x: Experiment, workspace: Workspace, *, command: str) -> None:
         f"\nDone in {_duration(time.monotonic() - started)}. Report: [link=file://{page.resolve()}]{page}[/link]",
         soft_wrap=True,
     )
+
+
+@contextlib.contextmanager
+def _interruptible(screen: "Screen", command: str) -> Iterator[None]:
+    """Ctrl-C ends the process and says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        screen.stop()
+        errors.print(f"\nStopped. Finished work is kept: `{command}` continues from here.", highlight=False)
+        _leave_interrupted()
 
 
 def _leave_interrupted() -> NoReturn:
@@ -495,6 +499,43 @@ def report(run_name: RunName = None, workspace: WorkspaceOption = None, as_json:
     console.print(f"[link=file://{page.resolve()}]{page}[/link]", highlight=False, soft_wrap=True)
 
 
+@app.command(
+    epilog="Example: `prefloop generate policy-3f2a prompts.jsonl samples.jsonl generate.num_completions=4`"
+)
+def generate(
+    policy: Annotated[str, typer.Argument(help="Artefact, model folder or hub name.")],
+    prompts: Annotated[
+        str, typer.Argument(help="File, folder or hub data set of prompts, in any known format.")
+    ],
+    out: Annotated[Path, typer.Argument(help="File to write: .jsonl, or .parquet.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="As in an experiment: `generate.temperature=0.7`, `prompts.limit=100`, `seed=1`."
+        ),
+    ] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Sample completions for a file of prompts. Killed at any moment, the same command goes on where it stopped."""
+    from prefloop import browse
+    from prefloop.export import check_samples_file, export_samples
+
+    check_samples_file(out)
+    space = _workspace(None, workspace)
+    artefact = browse.policy_artefact(space, policy)
+    x = config.parse(
+        "loop: {batches: 0}\nevaluate: {num_prompts: 0}",
+        [f"prompts.path={json.dumps(prompts)}", f"model.path={json.dumps(policy)}", *(overrides or [])],
+        where="prefloop generate",
+    )
+    with Screen(space) as screen, _interruptible(screen, f"prefloop generate {policy} {prompts} {out}"):
+        groups = pipeline.sample(x, space, screen, artefact)
+    written = export_samples(read_records(groups.path / "groups.jsonl", Group), out)
+    dropped = sum(groups.manifest["rows"]["dropped"].values())
+    left = f"; prompts dropped as too long: {dropped}" if dropped else ""
+    console.print(f"{escape(str(out))}: {written} groups{left}", highlight=False, soft_wrap=True)
+
+
 @app.command("reward-card", epilog="Example: `prefloop reward-card reward-3f2a --data held-out.jsonl`")
 def reward_card(
     model: Annotated[
@@ -572,9 +613,7 @@ def chat(
 
     space = _workspace(None, workspace)
     sides = [
-        Conversation(
-            browse.policy_folder(space, name), temperature=temperature, max_new_tokens=max_new_tokens
-        )
+        Conversation(browse.named_model(space, name), temperature=temperature, max_new_tokens=max_new_tokens)
         for name in policies
     ]
     while True:

@@ -7,16 +7,20 @@ who wrote; `online_rlhf` writes groups with their scores as JSON lines. A file i
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from prefloop.interfaces import InputError
 from prefloop.records import Group, Message, PreferencePair, Score, judgement_adapter
 from prefloop.store import read_records, read_rows
 
+if TYPE_CHECKING:
+    import pyarrow
+
 PairFormat = Literal["trl", "hh", "ultrafeedback", "parquet"]
 LINES_SUFFIXES = (".jsonl", ".json")
+TABLE_SUFFIX = ".parquet"
 HH_SPEAKERS = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
 
 
@@ -44,9 +48,26 @@ def export_pairs(pairs: Iterable[PreferencePair], format: str, out: Path) -> int
         case "ultrafeedback":
             return _write_lines(map(_ultrafeedback_row, pairs), out)
         case "parquet":
-            return _write_parquet(pairs, out)
+            return _write_parquet([_pair_row(pair) for pair in pairs], _pairs_schema(), out)
         case _:
             raise _unknown(format)
+
+
+def export_samples(groups: Iterable[Group], out: Path) -> int:
+    """Writes groups with all that they carry, as JSON lines or, by the file's name, Parquet; returns their number.
+
+    Raises InputError.
+    """
+    rows = (group.model_dump(mode="json") for group in groups)
+    if out.suffix == TABLE_SUFFIX:
+        return _write_parquet(list(rows), _samples_schema(), out)
+    return _write_lines(rows, out)
+
+
+def check_samples_file(out: Path) -> None:
+    """Raises InputError where samples could not be written to `out`: better before they are made."""
+    if out.suffix not in (*LINES_SUFFIXES, TABLE_SUFFIX) or out.is_dir():
+        raise InputError(f"{out}: samples are written to a .jsonl or .parquet file; choose such a name")
 
 
 def export_groups(groups: Iterable[Group], scores: Mapping[str, float], out: Path) -> int:
@@ -156,23 +177,52 @@ def _write_lines(rows: Iterable[Mapping[str, object]], out: Path) -> int:
     return number
 
 
-def _write_parquet(pairs: Iterable[PreferencePair], out: Path) -> int:
+def _write_parquet(rows: Sequence[Mapping[str, object]], schema: "pyarrow.Schema", out: Path) -> int:
     import pyarrow
     import pyarrow.parquet
 
-    turns = pyarrow.list_(pyarrow.struct({"role": pyarrow.string(), "content": pyarrow.string()}))
-    texts = {name: pyarrow.string() for name in ("annotator", "policy")}
-    schema = pyarrow.schema(
-        {"prompt": turns, "chosen": turns, "rejected": turns, "margin": pyarrow.float64(), **texts}
-    )
-    rows = [
-        {**_trl_row(pair), "margin": pair.margin, "annotator": pair.annotator, "policy": pair.chosen.policy}
-        for pair in pairs
-    ]
     _check_number(len(rows), out)
-    with _whole(out, (".parquet",)) as temporary:
+    with _whole(out, (TABLE_SUFFIX,)) as temporary:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), temporary)
     return len(rows)
+
+
+def _pair_row(pair: PreferencePair) -> dict[str, object]:
+    judged = {"margin": pair.margin, "annotator": pair.annotator, "policy": pair.chosen.policy}
+    return {**_trl_row(pair), **judged}
+
+
+def _pairs_schema() -> "pyarrow.Schema":
+    import pyarrow
+
+    turns = _turns_type()
+    texts = {name: pyarrow.string() for name in ("annotator", "policy")}
+    return pyarrow.schema(
+        {"prompt": turns, "chosen": turns, "rejected": turns, "margin": pyarrow.float64(), **texts}
+    )
+
+
+def _samples_schema() -> "pyarrow.Schema":
+    """The fields of `Group`."""
+    import pyarrow
+
+    text, number, whole = pyarrow.string(), pyarrow.float64(), pyarrow.int64()
+    prompt = {"id": text, "messages": _turns_type(), "answer": text, "source": text}
+    sampling = {"temperature": number, "top_p": number, "top_k": whole, "min_p": number}
+    sampling |= {"repetition_penalty": number, "seed": whole}
+    completion = {"id": text, "prompt_id": text, "text": text, "token_ids": pyarrow.list_(pyarrow.int32())}
+    completion |= {"token_logps": pyarrow.list_(number), "sampled_logps": pyarrow.list_(number)}
+    completion |= {"finish_reason": text, "sampling": pyarrow.struct(sampling), "policy": text}
+    completion |= {"policy_version": whole}
+    return pyarrow.schema(
+        {"prompt": pyarrow.struct(prompt), "completions": pyarrow.list_(pyarrow.struct(completion))}
+    )
+
+
+def _turns_type() -> "pyarrow.DataType":
+    import pyarrow
+
+    return pyarrow.list_(pyarrow.struct({"role": pyarrow.string(), "content": pyarrow.string()}))
 
 
 def _check_number(number: int, out: Path) -> None:

@@ -6,7 +6,7 @@ is missing. So the plan is exact, resume is the same call again, and variants sh
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -266,17 +266,40 @@ def run(x: Experiment, workspace: Workspace, watcher: Watcher) -> list[Entry]:
     write_run(x, workspace, entries)
     with disk_errors(workspace.root), Tracker(run_folder(workspace, x.name), x) as tracker:
         seen: set[str] = set()
-        for number, entry in enumerate(entries, 1):
-            reused = entry.artefact.exists
-            started = time.monotonic()
-            if not reused:
-                progress = watcher.begins(entry, number, len(entries))
-                build(workspace, entry, progress, lambda entry=entry: watcher.waits(entry))
-            watcher.ends(entry, time.monotonic() - started, reused)
+        for entry in build_all(workspace, entries, watcher):
             if entry.artefact.name not in seen:
                 tracker.stage(entry.arm, entry.iteration, entry.role, entry.artefact)
             seen.add(entry.artefact.name)
     return entries
+
+
+def sample(x: Experiment, workspace: Workspace, watcher: Watcher, policy: Artefact | None = None) -> Artefact:
+    """Completions for every prompt of `prompts` by one policy, `model`'s where none is given; no loop, no run.
+
+    Raises PrefloopError; the next call goes on from there.
+    """
+    assert x.prompts is not None, "the caller names them"
+    workspace.create()
+    do = Planner(workspace)
+    prompts = do(stages.all_prompts(x.prompts))
+    policy = policy or do(stages.base_model(x))
+    groups = do(stages.generate(x, policy, prompts, version=0, number=None))
+    with disk_errors(workspace.root):
+        for _ in build_all(workspace, do.entries, watcher):
+            pass
+    return groups
+
+
+def build_all(workspace: Workspace, entries: Sequence[Entry], watcher: Watcher) -> Iterator[Entry]:
+    """Builds what is missing, in order; yields each entry when it is there."""
+    for number, entry in enumerate(entries, 1):
+        reused = entry.artefact.exists
+        started = time.monotonic()
+        if not reused:
+            progress = watcher.begins(entry, number, len(entries))
+            build(workspace, entry, progress, lambda entry=entry: watcher.waits(entry))
+        watcher.ends(entry, time.monotonic() - started, reused)
+        yield entry
 
 
 def build(workspace: Workspace, entry: Entry, progress: Progress, on_wait: Callable[[], None]) -> None:

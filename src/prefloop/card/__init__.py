@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import prefloop
-from prefloop.browse import policy_folder
+from prefloop.browse import named_model
 from prefloop.card.asking import ask
 from prefloop.card.figures import figures
 from prefloop.card.pairs import read_card_pairs, trained_prompts
@@ -69,7 +69,7 @@ def make_card(
             f"{data.path}: no pairs in {source.rows_in} rows; dropped: {counts_text(source.dropped)}"
         )
     asked = [
-        ask(one, policy_folder(workspace, one), source.pairs, pairwise=options.pairwise, progress=progress)
+        ask(one, named_model(workspace, one), source.pairs, pairwise=options.pairwise, progress=progress)
         for one in (model, previous)
         if one is not None
     ]

@@ -63,7 +63,11 @@ class Experiment(Section):
             and not (self.evaluate.prompts or self.prompts)
         ):
             raise ValueError("evaluate.prompts: missing; name a file, or set evaluate.num_prompts=0")
-        if self.loop.batches and self.generate.engine.kind == "hf" and self.generate.num_completions < 2:
+        if (
+            self.loop.batches
+            and self.generate.engine.kind != "recorded"
+            and self.generate.num_completions < 2
+        ):
             raise ValueError(
                 f"generate.num_completions = {self.generate.num_completions}: selection {self.select.rule} needs at least 2"
             )

@@ -5,6 +5,7 @@ bodies import torch. Bodies read input files, call a part, write files and count
 """
 
 from prefloop.stages.labels import (
+    all_prompts,
     annotate,
     draw_prompts,
     generate,
@@ -18,6 +19,7 @@ from prefloop.stages.models import base_model, sft, train_policy
 from prefloop.stages.rewards import import_preferences, import_reward, promote_reward, reward_model
 
 __all__ = [
+    "all_prompts",
     "annotate",
     "base_model",
     "draw_prompts",

@@ -10,7 +10,7 @@ import numpy as np
 
 from prefloop import data, selection
 from prefloop.config import Experiment, SourceSection, hashed, uses_loop_reward
-from prefloop.interfaces import Generator, InputError, PairTask
+from prefloop.interfaces import InputError, PairTask
 from prefloop.records import Comparison, Group, Judgement, PreferencePair, Prompt, Refusal, Score
 from prefloop.stages.knockout import play
 from prefloop.stages.shared import (
@@ -24,6 +24,7 @@ from prefloop.stages.shared import (
     model_folder,
     read_judgements,
     reward_scorer,
+    sampled,
     sampling,
     share,
     source_config,
@@ -103,6 +104,19 @@ def prompts(x: Experiment) -> Stage:
     )
 
 
+def all_prompts(source: SourceSection) -> Stage:
+    """Every prompt of a file, each once, in its order."""
+
+    def body(build: Build) -> None:
+        loaded = data.read_prompts(source)
+        write_rows(build.path / "prompts.jsonl", loaded.rows)
+        build.count(loaded.rows_in, len(loaded.rows), loaded.dropped)
+        build.stats = {"format": loaded.format}
+
+    config = {"sources": source_config(source)}
+    return Stage("prompts", 1, config, {}, body, external=digests(prompts=source), work=f"read {source.path}")
+
+
 def _prompt_source(x: Experiment) -> SourceSection | None:
     if x.prompts is None and x.generate.engine.kind == "recorded":
         return x.generate.engine.source
@@ -160,7 +174,7 @@ def import_pairs(x: Experiment, source: SourceSection, role: str) -> Stage:
     )
 
 
-def generate(x: Experiment, policy: Artefact, drawn: Artefact, *, version: int, number: int) -> Stage:
+def generate(x: Experiment, policy: Artefact, drawn: Artefact, *, version: int, number: int | None) -> Stage:
     """Completions of one label batch by the current policy."""
     recorded = x.generate.engine.source if x.generate.engine.kind == "recorded" else None
 
@@ -172,13 +186,13 @@ def generate(x: Experiment, policy: Artefact, drawn: Artefact, *, version: int, 
 
             generator = RecordedGenerator(data.read_groups(recorded).rows)
             for rows in chunks(build, file, wanted, GROUPS_PER_CHUNK):
-                file.append(_answered(generator, rows), items=len(rows))
+                file.append(sampled(build, file, generator, rows, len(wanted)), items=len(rows))
         else:
             checked = False
             seed = stage_seed(x, "generate")
             with sampling(x, policy, version=version, seed=seed, dtype=x.model.dtype) as generator:
                 for rows in chunks(build, file, wanted, generator.prompts_per_chunk):
-                    found = _answered(generator, rows)
+                    found = sampled(build, file, generator, rows, len(wanted))
                     if found and not checked:
                         _compared_with_trainer(x, policy, found)
                         checked = True
@@ -203,12 +217,8 @@ def generate(x: Experiment, policy: Artefact, drawn: Artefact, *, version: int, 
         inputs,
         body,
         external=digests(groups=recorded),
-        work=f"{number} prompts {completions}",
+        work=f"{'all' if number is None else number} prompts {completions}",
     )
-
-
-def _answered(generator: Generator, prompts: Sequence[Prompt]) -> list[Group]:
-    return [group for group in generator.generate(prompts) if group.completions]
 
 
 def _compared_with_trainer(x: Experiment, policy: Artefact, groups: Sequence[Group]) -> float | None:

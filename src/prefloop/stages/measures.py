@@ -9,6 +9,7 @@ from prefloop.stages.shared import (
     gold_scorer,
     loop_reward_scorer,
     model_folder,
+    sampled,
     sampling,
     scorer_digest,
     stage_seed,
@@ -50,8 +51,7 @@ def evaluate(
             temperatures=None,
         ) as generator:
             for chunk in chunks(build, file, wanted, generator.prompts_per_chunk):
-                found = [group for group in generator.generate(chunk) if group.completions]
-                file.append(found, items=len(chunk))
+                file.append(sampled(build, file, generator, chunk, len(wanted)), items=len(chunk))
         groups = read_records(file.path, Group)
         if not groups:
             raise InputError(

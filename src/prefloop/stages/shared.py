@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from prefloop import data, tales
 from prefloop.config import Experiment, GoldScorer, HfEngine, SourceSection, hashed
 from prefloop.containers import hub_commit
-from prefloop.interfaces import InputError, Scorer
-from prefloop.records import Group, Judgement, PreferencePair, content_id, judgement_adapter
+from prefloop.interfaces import Generator, InputError, Scorer
+from prefloop.records import Group, Judgement, PreferencePair, Prompt, content_id, judgement_adapter
 from prefloop.statistics import distinct_n
 from prefloop.store import Artefact, Build, RowFile, digest_path, read_json, read_records
 
@@ -66,6 +66,18 @@ def sampling(
         dtype=dtype,
     ) as generator:
         yield generator
+
+
+def sampled(
+    build: Build, file: RowFile, generator: Generator, prompts: Sequence[Prompt], total: int
+) -> list[Group]:
+    """The groups of a chunk of prompts, without those that got no completions; tells how far it is meanwhile."""
+    found = []
+    for number, group in enumerate(generator.generate(prompts), 1):
+        build.progress(file.items + number, total, file.path.stem)
+        if group.completions:
+            found.append(group)
+    return found
 
 
 def text_statistics(groups: Sequence[Group]) -> dict[str, Any]:
