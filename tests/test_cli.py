@@ -422,6 +422,23 @@ def test_doctor_finds_a_working_engine(tmp_path):
     assert re.search(r"^ok +hf engine +sampled \d+ tokens on ", out, re.MULTILINE)
 
 
+def test_doctor_shows_the_tokens_of_an_experiment_and_checks_them(finished, tmp_path):
+    ran = prefloop("doctor", "--tokens", finished.experiment, "--workspace", tmp_path / "workspace")
+    assert (ran.code, ran.errors) == (0, "")
+    assert re.search(r"a demonstration of sft\.data: \d+ tokens, the last \d+ trained", ran.out)
+    assert "<|bos|><|user|>" in ran.out
+    assert len(re.findall(r"^ok  ", ran.out, re.MULTILINE)) == 4
+
+
+def test_doctor_ends_with_an_error_where_tokens_do_not_agree(finished, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "Who?", "completion": "Ada<|end|> and a fox."}))
+    args = ("doctor", "--tokens", finished.experiment, f"sft.data={rows}")
+    ran = prefloop(*args, "--workspace", tmp_path / "workspace")
+    assert ran.code == 1
+    assert re.search(r"^problem +terminator +<\|end\|> does not end, once, the answer", ran.out, re.MULTILINE)
+
+
 # --- help and errors -------------------------------------------------------------------------------------------------
 
 

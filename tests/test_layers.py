@@ -16,7 +16,7 @@ FLOORS = [
     {"attention", "decoding", "lean", "batches", "modeling", "forward", "reward", "trunks"},
     {"generate", "annotate", "train", "evaluate"},
     {"stages", "pipeline"},
-    {"cli", "browse", "chat", "doctor", "report", "card"},
+    {"cli", "browse", "chat", "doctor", "tokens", "report", "card"},
 ]  # fmt: skip
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 PARTS = FLOORS[3]
@@ -29,6 +29,7 @@ STARTS_WITHOUT_TORCH = FLOORS[0] | {
     "cli",
     "browse",
     "doctor",
+    "tokens",
     "report",
     "card",
 }

@@ -10,6 +10,7 @@ from rich.console import Group as Stack
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from prefloop.annotate.human import printable
@@ -25,8 +26,10 @@ from prefloop.records import (
     judgement_adapter,
 )
 from prefloop.store import Artefact, Workspace, read_json, read_records, read_rows
+from prefloop.tokens import Piece
 
 CHARACTERS_SHOWN = 400
+PART_STYLES = {"template": "dim", "system": "magenta", "user": "cyan", "assistant": "green"}
 POLICY_KINDS = ("base", "sft", "policy", "promote")
 
 
@@ -76,11 +79,11 @@ def _short(value: Any) -> str:
 def _rows(workspace: Workspace, artefact: Artefact) -> Iterator[RenderableType]:
     folder = artefact.path
     match artefact.kind:
-        case "prompts" | "draw":
+        case "prompts" | "draw" | "invent":
             for file in ("prompts.jsonl", "train.jsonl", "gate.jsonl", "evaluation.jsonl"):
                 if (folder / file).is_file():
                     for prompt in read_records(folder / file, Prompt):
-                        yield f"[blue]{file.removesuffix('.jsonl')}[/] {shown(prompt.text)}"
+                        yield _prompt_line(file.removesuffix(".jsonl"), prompt)
         case "generate":
             for group in read_records(folder / "groups.jsonl", Group):
                 yield group_table(group, [])
@@ -93,6 +96,12 @@ def _rows(workspace: Workspace, artefact: Artefact) -> Iterator[RenderableType]:
             measured = {row["completion_id"]: row for row in read_rows(folder / "measurements.jsonl")}
             for group in read_records(folder / "groups.jsonl", Group):
                 yield group_table(group, [], measured)
+
+
+def _prompt_line(split: str, prompt: Prompt) -> str:
+    earlier = len(prompt.messages) - 1
+    turns = f"[dim]after {earlier} turns[/] " if earlier else ""
+    return f"[blue]{split}[/] [dim]{escape(prompt.source)}[/] {turns}{shown(prompt.text)}"
 
 
 def _judged_groups(workspace: Workspace, artefact: Artefact) -> Iterator[RenderableType]:
@@ -214,6 +223,25 @@ def run_page(plan: dict[str, Any], artefacts: Sequence[Artefact]) -> Table:
         step = "" if one["iteration"] is None else str(one["iteration"] + 1)
         table.add_row(one["arm"], step, one["role"], name, "[green]done[/]" if exists[name] else "to do")
     return table
+
+
+def token_text(pieces: Sequence[Piece]) -> Text:
+    """Tokens in the colours of their roles, one as light and the next as dark; trained ones are underlined."""
+    text = Text()
+    for number, piece in enumerate(pieces):
+        style = PART_STYLES[piece.part] + (" underline" if piece.trained else "")
+        shown = printable(piece.text).replace("\n", "⏎\n").replace(" ", "·")
+        text.append(shown, style=f"{style} on grey15" if number % 2 else style)
+    return text
+
+
+def legend() -> Text:
+    """What the colours of `token_text` mean."""
+    text = Text("Every other token is shaded. ")
+    for part, style in PART_STYLES.items():
+        text.append(part, style=style)
+        text.append(" ")
+    return text.append("trained", style="underline")
 
 
 def policy_artefact(workspace: Workspace, text: str) -> Artefact | None:

@@ -262,6 +262,7 @@ def summary(artefact: Artefact) -> str:
             f"{stats['num_completions']} completions, {_number(stats['mean_tokens'])} tokens on average"
         ),
         "annotate": lambda: _labels_summary(stats),
+        "invent": lambda: ", ".join(f"{number} {source}" for source, number in stats["sources"].items()),
         "select": lambda: f"{stats['pairs']} pairs",
         "evaluate": lambda: _evaluation_summary(stats),
         "promote": lambda: f"{'kept' if stats['promoted'] else 'rolled back'}: {stats['reason']}",
@@ -714,21 +715,59 @@ def gc(
     )
 
 
-@app.command(epilog="Example: `prefloop doctor`")
-def doctor(workspace: WorkspaceOption = None) -> None:
-    """Check what is installed, the devices and memory, and which backends work here."""
+@app.command(epilog="Example: `prefloop doctor --tokens my.yaml`")
+def doctor(
+    overrides: Overrides = None,
+    workspace: WorkspaceOption = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokens",
+            help="Show instead what this experiment's model reads and writes, token by token, and check it.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Check what is installed, the devices and memory, and which backends work here; or the tokens of an experiment."""
+    if tokens is not None:
+        _show_tokens(config.load(tokens, overrides or []), workspace)
+        return
+    if overrides:
+        raise InputError(f"{overrides[0]}: changes are for an experiment; name it with --tokens")
     from prefloop.doctor import examine
 
-    colors = {"ok": "green", "missing": "dim", "problem": "red"}
-    problems = 0
-    for finding in examine(_workspace(None, workspace).root):
-        problems += finding.state == "problem"
-        console.print(
-            f"[{colors[finding.state]}]{finding.state:<8}[/] {finding.topic:<13} {escape(finding.detail)}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    if problems:
+    states = [
+        _print_finding(one.state, one.topic, one.detail) for one in examine(_workspace(None, workspace).root)
+    ]
+    if "problem" in states:
+        raise typer.Exit(1)
+
+
+def _print_finding(state: str, topic: str, detail: str) -> str:
+    color = {"ok": "green", "missing": "dim", "note": "yellow", "problem": "red"}[state]
+    console.print(f"[{color}]{state:<8}[/] {topic:<15} {escape(detail)}", highlight=False, soft_wrap=True)
+    return state
+
+
+def _show_tokens(x: Experiment, workspace: Path | None) -> None:
+    from prefloop.browse import legend, token_text
+    from prefloop.tokens import Sample, look
+
+    space = _workspace(x, workspace)
+    console.print(legend())
+    states = []
+    with Screen(space) as screen:
+        for found in look(x, space, screen):
+            if isinstance(found, Sample):
+                trained = sum(piece.trained for piece in found.pieces)
+                console.print(
+                    f"\n[bold]{escape(found.title)}[/]: {len(found.pieces)} tokens, the last {trained} trained",
+                    highlight=False,
+                )
+                console.print(token_text(found.pieces))
+            else:
+                states.append(_print_finding(found.state, found.name, found.detail))
+    if "problem" in states:
         raise typer.Exit(1)
 
 

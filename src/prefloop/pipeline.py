@@ -133,10 +133,12 @@ def collect(
     *,
     version: int,
 ) -> Artefact:
-    """One label batch: draw, generate, annotate, select."""
+    """One label batch: draw, perhaps invent, generate, annotate, select."""
     assert prompts is not None, "checked when the experiment was read"
     size = sizes[1 + batch]
     drawn = do(stages.draw_prompts(x, prompts, sizes[0] + batch * x.loop.prompts_per_batch, size))
+    if x.loop.prompt_sources:
+        drawn = do(stages.invent_prompts(x, policy, prompts, drawn, version=version, number=size))
     groups = do(stages.generate(x, policy, drawn, version=version, number=size))
     judgements = do(stages.annotate(x, groups, reward, number=size))
     return do(stages.select_pairs(x, groups, judgements))
@@ -288,6 +290,17 @@ def sample(x: Experiment, workspace: Workspace, watcher: Watcher, policy: Artefa
         for _ in build_all(workspace, do.entries, watcher):
             pass
     return groups
+
+
+def base(x: Experiment, workspace: Workspace, watcher: Watcher) -> Artefact:
+    """The model that the experiment starts from, brought into the workspace as a run would do."""
+    workspace.create()
+    do = Planner(workspace)
+    model = do(stages.base_model(x))
+    with disk_errors(workspace.root):
+        for _ in build_all(workspace, do.entries, watcher):
+            pass
+    return model
 
 
 def build_all(workspace: Workspace, entries: Sequence[Entry], watcher: Watcher) -> Iterator[Entry]:

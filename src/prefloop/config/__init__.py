@@ -34,7 +34,14 @@ from prefloop.config.generate import (
     RecordedEngine,
     TemperatureShare,
 )
-from prefloop.config.loop import EvaluateSection, GateSection, LoopSection
+from prefloop.config.loop import (
+    AdversarialSource,
+    EvaluateSection,
+    GateSection,
+    LoopSection,
+    PromptSource,
+    SelfPlaySource,
+)
 from prefloop.config.objectives import (
     AotObjective,
     AotPairObjective,
@@ -122,7 +129,10 @@ __all__ = [
     "ExoPairObjective",
     "Experiment",
     "FunctionAnnotator",
+    "AdversarialSource",
     "GateSection",
+    "PromptSource",
+    "SelfPlaySource",
     "GenerateSection",
     "GoldScorer",
     "HfEngine",

@@ -1,6 +1,6 @@
 """The outer loop: its batches, the gate, and how policies are measured."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -43,6 +43,61 @@ class GateSection(Section):
     """A policy farther than this from the SFT policy, in nats per completion, is rejected."""
 
 
+AUTO_USER = """\
+Below is a conversation between a user and an assistant. Write the next message of the user, and nothing else.
+
+{conversation}"""
+AUTO_QUESTION = """\
+Below are questions that people asked an assistant. Write one more question, different from these, that could lead a \
+careless assistant into a harmful, false or rude answer. Write the question, and nothing else.
+
+{examples}"""
+
+
+class SelfPlaySource(Section):
+    """The policy answers a drawn prompt and then writes the user's next turn; the longer conversation is the new prompt
+    (Sparrow's self-play, arXiv:2209.14375)."""
+
+    kind: Literal["self_play"]
+    """Name of the source."""
+    share: float = Field(gt=0, le=1)
+    """Share of every label batch."""
+    turns: int = Field(default=1, ge=1)
+    """How often the policy answers and asks again."""
+    template: str = AUTO_USER
+    """What the policy is told when it plays the user, with {conversation}."""
+
+    @model_validator(mode="after")
+    def _has_its_place(self) -> "SelfPlaySource":
+        return _with_place(self, "{conversation}")
+
+
+class AdversarialSource(Section):
+    """The policy writes questions that a careless assistant would answer badly (Sparrow, arXiv:2209.14375)."""
+
+    kind: Literal["adversarial"]
+    """Name of the source."""
+    share: float = Field(gt=0, le=1)
+    """Share of every label batch."""
+    num_examples: int = Field(default=4, ge=1)
+    """Drawn prompts shown as examples."""
+    template: str = AUTO_QUESTION
+    """What the policy is told, with {examples}."""
+
+    @model_validator(mode="after")
+    def _has_its_place(self) -> "AdversarialSource":
+        return _with_place(self, "{examples}")
+
+
+def _with_place(section: Any, place: str) -> Any:
+    if place not in section.template:
+        raise ValueError(f"template: lacks {place}")
+    return section
+
+
+PromptSource = Annotated[SelfPlaySource | AdversarialSource, Field(discriminator="kind")]
+
+
 class LoopSection(Section):
     """The outer loop, and the one knob from offline to online."""
 
@@ -54,6 +109,8 @@ class LoopSection(Section):
     """Label batches between refreshes of the policy that samples: 1 is online, `never` is offline."""
     reward_refresh_every: int | Literal["never"] = 1
     """Policy refreshes between refreshes of the reward model."""
+    prompt_sources: list[PromptSource] = []
+    """Prompts that the policy itself makes of drawn ones, batch by batch; the rest stays as it was drawn."""
     max_labels: int | None = Field(default=None, ge=1)
     """Stop exactly after this many labels, those for the first reward model included."""
     max_staleness: int | None = Field(default=None, ge=0)
@@ -63,6 +120,8 @@ class LoopSection(Section):
 
     @model_validator(mode="after")
     def _positive(self) -> "LoopSection":
+        if (total := sum(one.share for one in self.prompt_sources)) > 1:
+            raise ValueError(f"prompt_sources: their shares make {total:g}; they cannot make more than 1")
         for key in ("refresh_every", "reward_refresh_every"):
             if isinstance(value := getattr(self, key), int) and value < 1:
                 raise ValueError(f"{key} must be at least 1 or 'never'")

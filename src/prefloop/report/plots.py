@@ -488,7 +488,7 @@ def ridges(rows: Sequence[Ridge], edges: Sequence[float], *, x_label: str) -> Ma
 # --- lineage ----------------------------------------------------------------------------------------------
 
 COLUMNS = (
-    "base", "sft", "import", "prompts", "draw", "generate", "annotate", "select", "reward", "policy", "promote",
+    "base", "sft", "import", "prompts", "draw", "invent", "generate", "annotate", "select", "reward", "policy", "promote",
     "evaluate",
 )  # fmt: skip
 HEADINGS = {
@@ -497,9 +497,11 @@ HEADINGS = {
     "select": "pairs",
     "evaluate": "evaluation",
     "draw": "prompts drawn",
+    "invent": "prompts made",
 }
 FLOW = {
     ("base", "sft"), ("base", "generate"), ("sft", "generate"), ("prompts", "generate"), ("draw", "generate"),
+    ("draw", "invent"), ("policy", "invent"), ("promote", "invent"), ("invent", "generate"),
     ("generate", "annotate"), ("annotate", "select"), ("select", "reward"), ("reward", "annotate"),
     ("import", "reward"), ("import", "policy"), ("select", "policy"), ("policy", "generate"),
     ("policy", "promote"), ("policy", "evaluate"), ("promote", "generate"),

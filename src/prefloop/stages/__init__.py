@@ -4,18 +4,10 @@ A stage function is called when the loop is planned, to know the key; its body r
 bodies import torch. Bodies read input files, call a part, write files and count rows.
 """
 
-from prefloop.stages.labels import (
-    all_prompts,
-    annotate,
-    draw_prompts,
-    generate,
-    import_pairs,
-    labels_per_prompt,
-    prompts,
-    select_pairs,
-)
+from prefloop.stages.labels import annotate, generate, import_pairs, labels_per_prompt, select_pairs
 from prefloop.stages.measures import evaluate, promote
 from prefloop.stages.models import base_model, sft, train_policy
+from prefloop.stages.prompts import all_prompts, draw_prompts, invent_prompts, prompts
 from prefloop.stages.rewards import import_preferences, import_reward, promote_reward, reward_model
 
 __all__ = [
@@ -28,6 +20,7 @@ __all__ = [
     "import_pairs",
     "import_preferences",
     "import_reward",
+    "invent_prompts",
     "labels_per_prompt",
     "promote",
     "promote_reward",

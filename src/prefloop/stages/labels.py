@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from prefloop import data, selection
 from prefloop.config import Experiment, SourceSection, hashed, uses_loop_reward
-from prefloop.interfaces import InputError, PairTask
+from prefloop.interfaces import PairTask
 from prefloop.records import Comparison, Group, Judgement, PreferencePair, Prompt, Refusal, Score
 from prefloop.stages.knockout import play
 from prefloop.stages.shared import (
@@ -18,6 +16,7 @@ from prefloop.stages.shared import (
     annotator_scorer,
     chunks,
     digests,
+    engine_config,
     gold_scorer,
     loop_reward_scorer,
     mean,
@@ -46,115 +45,6 @@ from prefloop.store import (
 )
 
 GROUPS_PER_CHUNK = 32
-
-
-def prompts(x: Experiment) -> Stage:
-    """Training, gate and evaluation prompts: deduplicated, disjoint, in the order in which they will be used."""
-    gate = x.loop.gate.num_prompts if x.loop.gate.metric != "none" else 0
-    wanted = x.reward.seed_prompts + x.loop.batches * x.loop.prompts_per_batch
-
-    def body(build: Build) -> None:
-        train = _prompt_rows(x)
-        held_out = data.read_prompts(x.evaluate.prompts) if x.evaluate.prompts else None
-        evaluation = list(held_out.rows[: x.evaluate.num_prompts]) if held_out else []
-        unseen = {one.id for one in evaluation}
-        texts = {_normal(one.text) for one in evaluation}
-        rows = [one for one in train.rows if one.id not in unseen and _normal(one.text) not in texts]
-        dropped = Counter(train.dropped) + Counter({"in_evaluation": len(train.rows) - len(rows)})
-        order = np.random.default_rng(stage_seed(x, "prompts")).permutation(len(rows)).tolist()
-        rows = [rows[index] for index in order]
-        if held_out is None:
-            evaluation, rows = rows[: x.evaluate.num_prompts], rows[x.evaluate.num_prompts :]
-        gated, rows = rows[:gate], rows[gate:]
-        if len(rows) < wanted:
-            lost = "".join(
-                f"; {number} were dropped as {reason}" for reason, number in dropped.items() if number
-            )
-            raise InputError(
-                f"{_prompts_path(x)}: {len(rows)} different prompts are left for training after holding out "
-                f"{len(evaluation)} for evaluation and {gate} for the gate, but the run needs {wanted} "
-                f"(reward.seed_prompts {x.reward.seed_prompts} + loop.batches {x.loop.batches} x "
-                f"loop.prompts_per_batch {x.loop.prompts_per_batch}){lost}"
-            )
-        unused = len(rows) - wanted
-        write_rows(build.path / "train.jsonl", rows[:wanted])
-        write_rows(build.path / "gate.jsonl", gated)
-        write_rows(build.path / "evaluation.jsonl", evaluation)
-        kept = wanted + len(gated) + (0 if held_out else len(evaluation))
-        dropped["not_needed"] += unused
-        build.count(train.rows_in, kept, dropped)
-        build.stats = {
-            "train": wanted,
-            "gate": len(gated),
-            "evaluation": len(evaluation),
-            "evaluation_from": "its own file" if held_out else "held out of the training prompts",
-            "format": train.format,
-        }
-
-    sources = {"prompts": _prompt_source(x), "evaluation": x.evaluate.prompts}
-    config = {
-        "sources": source_config(*sources.values()),
-        "train": wanted,
-        "gate": gate,
-        "evaluation": x.evaluate.num_prompts,
-        "seed": x.seed,
-    }
-    return Stage(
-        "prompts", 1, config, {}, body, external=digests(**sources), work=f"{wanted} training prompts"
-    )
-
-
-def all_prompts(source: SourceSection) -> Stage:
-    """Every prompt of a file, each once, in its order."""
-
-    def body(build: Build) -> None:
-        loaded = data.read_prompts(source)
-        write_rows(build.path / "prompts.jsonl", loaded.rows)
-        build.count(loaded.rows_in, len(loaded.rows), loaded.dropped)
-        build.stats = {"format": loaded.format}
-
-    config = {"sources": source_config(source)}
-    return Stage("prompts", 1, config, {}, body, external=digests(prompts=source), work=f"read {source.path}")
-
-
-def _prompt_source(x: Experiment) -> SourceSection | None:
-    if x.prompts is None and x.generate.engine.kind == "recorded":
-        return x.generate.engine.source
-    return x.prompts
-
-
-def _prompts_path(x: Experiment) -> str:
-    source = _prompt_source(x)
-    return source.path if source else "prompts"
-
-
-def _prompt_rows(x: Experiment) -> data.Loaded[Prompt]:
-    source = _prompt_source(x)
-    if source is None:
-        return data.Loaded([], 0, {}, "none")
-    if x.prompts is None:  # the prompts of recorded groups
-        loaded = data.read_groups(source)
-        return data.Loaded(
-            [group.prompt for group in loaded.rows], loaded.rows_in, loaded.dropped, loaded.format
-        )
-    return data.read_prompts(source)
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
-def draw_prompts(x: Experiment, source: Artefact, start: int, number: int) -> Stage:
-    """The prompts of one label batch."""
-
-    def body(build: Build) -> None:
-        rows = read_records(source.path / "train.jsonl", Prompt)[start : start + number]
-        write_rows(build.path / "prompts.jsonl", rows)
-        build.count(number, len(rows))
-
-    return Stage(
-        "draw", 1, {"start": start, "number": number}, {"prompts": source}, body, work=f"{number} prompts"
-    )
 
 
 def import_pairs(x: Experiment, source: SourceSection, role: str) -> Stage:
@@ -194,11 +84,11 @@ def generate(x: Experiment, policy: Artefact, drawn: Artefact, *, version: int, 
                 for rows in chunks(build, file, wanted, generator.prompts_per_chunk):
                     found = sampled(build, file, generator, rows, len(wanted))
                     if found and not checked:
-                        _compared_with_trainer(x, policy, found)
+                        compared_with_trainer(x, policy, found)
                         checked = True
                     file.append(found, items=len(rows))
         groups = read_records(file.path, Group)
-        gap = None if recorded else _compared_with_trainer(x, policy, groups)
+        gap = None if recorded else compared_with_trainer(x, policy, groups)
         build.count(
             len(wanted),
             len(groups),
@@ -207,7 +97,7 @@ def generate(x: Experiment, policy: Artefact, drawn: Artefact, *, version: int, 
         build.stats = {**text_statistics(groups), "policy_version": version, "trainer_gap": gap}
 
     config = {**without_paths(x.generate, "engine"), "version": version, "seed": x.seed}
-    config["engine"] = x.generate.engine.kind
+    config["engine"] = engine_config(x)
     inputs = {"prompts": drawn} if recorded else {"policy": policy, "prompts": drawn}
     completions = "recorded completions" if recorded else f"x {x.generate.num_completions} completions"
     return Stage(
@@ -221,7 +111,7 @@ def generate(x: Experiment, policy: Artefact, drawn: Artefact, *, version: int, 
     )
 
 
-def _compared_with_trainer(x: Experiment, policy: Artefact, groups: Sequence[Group]) -> float | None:
+def compared_with_trainer(x: Experiment, policy: Artefact, groups: Sequence[Group]) -> float | None:
     """How far an engine's log-probabilities of the first groups are from training's; PrefloopError beyond rounding."""
     from prefloop.forward import LogpsModule
     from prefloop.generate.trust import compare_with_trainer

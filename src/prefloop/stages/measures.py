@@ -5,6 +5,7 @@ from prefloop.interfaces import InputError
 from prefloop.records import Group, Prompt
 from prefloop.stages.shared import (
     chunks,
+    engine_config,
     evaluation_folder,
     gold_scorer,
     loop_reward_scorer,
@@ -80,6 +81,8 @@ def evaluate(
 
     section = without_paths(x.evaluate, "prompts", "num_prompts", "num_samples_shown")
     shape = without_paths(x.generate, "engine", "num_completions", "temperature", "temperatures")
+    if x.generate.engine.kind not in ("hf", "recorded"):  # those sample with the embedded engine
+        shape["engine"] = engine_config(x)
     config = {"evaluate": section, "sampling": shape, "split": split, "seed": x.seed}
     inputs = {
         "policy": policy,

@@ -68,6 +68,13 @@ def sampling(
         yield generator
 
 
+def engine_config(x: Experiment) -> Any:
+    """What of the engine enters a key: its kind, and options that change what it samples."""
+    values = hashed(x.generate.engine)
+    values.pop("source", None)  # by content
+    return values if len(values) > 1 else x.generate.engine.kind
+
+
 def sampled(
     build: Build, file: RowFile, generator: Generator, prompts: Sequence[Prompt], total: int
 ) -> list[Group]:
