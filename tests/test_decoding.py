@@ -54,6 +54,24 @@ def test_a_family_decodes_with_shared_prompts_as_by_plain_forward_passes(kind, r
     step([2])
 
 
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("kind", SHARING)
+@torch.no_grad()
+def test_a_single_prompt_decodes_as_well(kind, copies, runtime):
+    """Tensors of one group have other strides, which grouped queries notice."""
+    stock, model = (random_model(kind, SHARING[kind]) for _ in range(2))
+    assert share_prompts(model, 0, runtime)
+    decoder = SharedDecoder(model, num_slots=1, num_copies=copies)
+    texts = [list(PROMPTS[0]) for _ in range(copies)]
+    decoder.enter([0], PROMPTS[:1])
+    for step in range(3):
+        tokens = torch.arange(copies) + 7 * step + 3
+        for text, token in zip(texts, tokens.tolist(), strict=True):
+            text.append(token)
+        for text, logits in zip(texts, decoder.step(torch.arange(copies), tokens), strict=True):
+            torch.testing.assert_close(logits, plain(stock, text), rtol=0, atol=2e-5)
+
+
 def test_keys_of_a_prompt_are_kept_once_for_all_its_completions():
     cache = GroupCache(2, 8, torch.device("cpu"))
     cache.enter([0, 1], [[1] * 60, [2] * 50])

@@ -132,7 +132,7 @@ class GroupCache:
         weights = torch.cat([with_prompt, with_own], -1).add_(bias).softmax(-1)  # [R, H', r, P + T]
         output = by_row(by_prompt(weights[..., :prompt]) @ layer.prompt_values)
         output = output + weights[..., prompt:] @ layer.own_values
-        return output.view(number, heads, width)
+        return output.reshape(number, heads, width)
 
     def _bias(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """What rows do not see, [R, 1, 1, P + T], the same in all layers with this window."""
