@@ -14,7 +14,7 @@ from prefloop import tales
 from prefloop.attention import SHARED
 from prefloop.config import GenerateSection
 from prefloop.decoding import GroupCache
-from prefloop.generate.decoders import SharedDecoder
+from prefloop.generate.decoders import SharedDecoder, lay_out_weights
 from prefloop.generate.draw import draw, penalise, uniform_numbers
 from prefloop.generate.groups import Author, PolicyGenerator
 from prefloop.generate.hf import hf_generator
@@ -437,3 +437,16 @@ def test_prompts_are_read_in_passes_of_bounded_length(tiny_model, runtime, monke
     assert sum(read) == sum(len(codec.prompt_ids(one.messages)) for one in PROMPTS)
     assert len(read) > 1
     assert max(read) <= 60
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_laid_out_anew_are_the_same_weights(tiny_model, runtime, tied):
+    model = load_policy(tiny_model, runtime)
+    if not tied:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    lay_out_weights(model)
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+    assert not model.model.layers[0].mlp.up_proj.weight.is_contiguous()
+    assert model.get_input_embeddings().weight.is_contiguous()
+    assert model.lm_head.weight.is_contiguous() == tied

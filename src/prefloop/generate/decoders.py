@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from prefloop.attention import Layout
@@ -78,6 +78,18 @@ class SharedDecoder:
             .logits[0]
             .float()
         )
+
+
+def lay_out_weights(model: PreTrainedModel) -> None:
+    """Stores the float32 weights of a model on a CPU the other way round, in place; their values and shapes stay.
+
+    Products with few rows wait for the weights. Read in this order they are up to a third faster; in bfloat16, where
+    they are rearranged anyway, and for many rows it makes no difference.
+    """
+    tied = model.get_input_embeddings().weight
+    for module in model.modules():
+        if type(module) is nn.Linear and module.weight is not tied and module.weight.dtype == torch.float32:
+            module.weight.data = module.weight.data.t().contiguous().t()
 
 
 class PaddedDecoder:

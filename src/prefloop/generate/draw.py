@@ -37,7 +37,7 @@ def draw(
     made of `penalised` logits [B, V], if given: divided by the temperature, then the `top_k` most likely tokens, then the
     smallest set with probability `top_p`, then those with at least `min_p` times the highest probability.
     """
-    logps = logits.log_softmax(-1)
+    normaliser = logits.logsumexp(-1, keepdim=True)  # [B, 1]
     shaped = logits if penalised is None else penalised
     scaled = shaped / temperatures.clamp(min=1e-6).unsqueeze(-1)
     if top_k:
@@ -55,11 +55,14 @@ def draw(
     tokens = torch.searchsorted(
         cumulative, uniforms.double().unsqueeze(-1) * cumulative[:, -1:], right=True
     ).squeeze(-1)
+    tokens = tokens.clamp(max=logits.shape[-1] - 1)
     greedy = temperatures == 0
-    tokens = torch.where(greedy, shaped.argmax(-1), tokens.clamp(max=logits.shape[-1] - 1))
-    picked = probabilities.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).double()
-    sampled = (picked / cumulative[:, -1]).log().to(logps.dtype).masked_fill(greedy, 0.0)
-    return Draw(tokens, logps.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), sampled)
+    if greedy.any():
+        tokens = torch.where(greedy, shaped.argmax(-1), tokens)
+    at = tokens.unsqueeze(-1)
+    picked = probabilities.gather(-1, at).squeeze(-1).double()
+    sampled = (picked / cumulative[:, -1]).log().to(logits.dtype).masked_fill(greedy, 0.0)
+    return Draw(tokens, (logits.gather(-1, at) - normaliser).squeeze(-1), sampled)
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

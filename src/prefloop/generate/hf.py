@@ -17,7 +17,7 @@ from prefloop.config import GenerateSection, RuntimeSection
 from prefloop.decoding import room
 from prefloop.forward import share_prompts
 from prefloop.generate.batch import Batch, Drawn, Task
-from prefloop.generate.decoders import Decoder, PaddedDecoder, SharedDecoder
+from prefloop.generate.decoders import Decoder, PaddedDecoder, SharedDecoder, lay_out_weights
 from prefloop.generate.draw import uniform_numbers
 from prefloop.generate.groups import Author, PolicyGenerator
 from prefloop.generate.sampling import Request, Sampled, Stops, temperatures_of
@@ -41,7 +41,7 @@ def hf_generator(
     author: Author,
     runtime: RuntimeSection,
 ) -> PolicyGenerator:
-    """Samples from a model in this process."""
+    """Samples from a model in this process; on a CPU its weights are laid out anew, see `lay_out_weights`."""
     sampler = HfSampler(model, codec, options, seed=seed, runtime=runtime)
     return PolicyGenerator(sampler, codec, options, seed=seed, author=author)
 
@@ -58,6 +58,8 @@ class HfSampler:
         seed: int,
         runtime: RuntimeSection,
     ) -> None:
+        if model.device.type == "cpu":
+            lay_out_weights(model)
         self.model = model
         self.codec = codec
         self.options = options
