@@ -2,14 +2,22 @@
 
 import itertools
 import json
+import re
+import resource
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefloop import config, data, export, pipeline
 from prefloop.config import SourceSection
+from prefloop.modeling import load_tokenizer
 from prefloop.pipeline import Watcher
-from prefloop.records import PreferencePair
+from prefloop.records import Group, PreferencePair
 from prefloop.stages.shared import read_judgements
 from prefloop.store import Workspace, read_records
 
@@ -200,3 +208,71 @@ def test_the_shared_benchmark_prompts_are_read(shared):
     loaded = data.read_prompts(SourceSection(path=str(shared / "data/wildchat_if"), bad_rows="drop"))
     assert loaded.rows_in == 7544
     assert len(loaded.rows) + sum(loaded.dropped.values()) == 7544
+
+
+# --- sampling --------------------------------------------------------------------------------------------------------
+
+
+def small_random_model(shared: Path, folder: Path) -> Path:
+    """A random Llama that reads every text, by bytes where it must, in a context of thousands of tokens."""
+    tokenizer = load_tokenizer(str(shared / "models/tinystories-260k"))
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_what_real_people_ask_is_sampled_in_bounded_memory_and_after_a_kill_all_the_same(shared, tmp_path):
+    """Prompts in many languages, up to thousands of tokens long; a few do not fit the context."""
+    model = small_random_model(shared, tmp_path / "model")
+    asked = shared / "data/wildchat_if/train.parquet"
+
+    def command(name: str) -> list[str]:
+        return [
+            sys.executable, "-m", "prefloop.cli", "generate", str(model), str(asked), str(tmp_path / f"{name}.jsonl"),
+            "prompts.limit=500", "model.template=plain", "generate.num_completions=4", "generate.max_new_tokens=16",
+            "generate.max_prompt_length=4000", "runtime.generation_rows=64", "runtime.generation_tokens=20000",
+            "runtime.threads=1", "--workspace", str(tmp_path / name),
+        ]  # fmt: skip
+
+    subprocess.run(command("whole"), check=True, capture_output=True)
+    peak_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+    killed = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any(
+        one.stat().st_size for one in (tmp_path / "killed/artefacts").glob("generate-*.partial/*.jsonl")
+    ):
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    done = subprocess.run(command("killed"), check=True, capture_output=True, text=True)
+
+    groups = read_records(tmp_path / "whole.jsonl", Group)
+    assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    wanted = data.read_prompts(SourceSection(path=str(asked), limit=500)).rows
+    too_long = int(re.search(r"dropped as too long: (\d+)", done.stdout)[1])
+    assert len(groups) + too_long == len(wanted)
+    assert too_long > 0
+    order = [one.id for one in wanted]
+    found = [one.prompt.id for one in groups]
+    assert found == [one for one in order if one in set(found)]
+    assert {len(one.completions) for one in groups} == {4}
+    lengths = [len(one.prompt.text) for one in groups]
+    assert max(lengths) > 5000
+    assert any(not one.prompt.text.isascii() for one in groups)
+    # torch alone takes some 500 MB; the keys and values of 20,000 tokens take 10
+    assert peak_mb < 1500
