@@ -121,7 +121,7 @@ class Side:
     """Who does the work, and with which settings."""
 
     label: str
-    framework: Literal["prefloop", "trl", "transformers"]
+    framework: Literal["prefloop", "trl", "transformers", "continuous_batching"]
     microbatch: int = 0
     """Pairs in one forward pass of TRL, tokens in one of prefloop; 0 finds TRL's best, and leaves prefloop its default."""
     gradient_checkpointing: bool = False

@@ -1,4 +1,4 @@
-"""Sampling, prefloop's hf engine against transformers' `generate`.
+"""Sampling, prefloop's hf engine against transformers' `generate` and its continuous batching.
 
 Works: `group` (8 completions a prompt) and `single` (one). No token ends a completion, so that both sides write as many.
 """
@@ -11,7 +11,7 @@ COMPLETIONS = {"group": 8, "single": 1}
 TIMES = {"group": 3.0, "single": 1.0}
 """How many times as many tokens a second as the peer."""
 PROMPTS, PROMPT, NEW_TOKENS = 4, 256, 128
-PEER = "generate"
+PEER, BATCHED = "generate", "continuous batching"
 
 
 def main() -> None:
@@ -22,9 +22,17 @@ def main() -> None:
             for model in options.models:
                 for dtype in options.dtypes:
                     case = case_of(work, model, dtype, options)
-                    peer = Side(PEER, "transformers", microbatch=1, environment=options.environment())
-                    bench.rows += rows_of(work, case, bench.compare(case, [peer]))
+                    bench.rows += rows_of(work, case, bench.compare(case, peers(options)))
         bench.finish()
+
+
+def peers(options: Options) -> list[Side]:
+    """transformers' two ways to sample."""
+    malloc = options.environment()
+    return [
+        Side(PEER, "transformers", microbatch=1, environment=malloc),
+        Side(BATCHED, "continuous_batching", microbatch=1, environment=malloc),
+    ]
 
 
 def case_of(work: str, model: str, dtype: Dtype, options: Options) -> Case:
@@ -41,7 +49,9 @@ def rows_of(work: str, case: Case, runs: Runs) -> list[Row]:
     """Speed and memory."""
     return [
         compared(case.name, "tokens/s", runs, PEER, sampled_tokens_per_s(case), Target(TIMES[work])),
+        compared(case.name, "tokens/s", runs, BATCHED, sampled_tokens_per_s(case)),
         compared(case.name, "peak growth, MB", runs, PEER, peak_growth_mb),
+        compared(case.name, "peak growth, MB", runs, BATCHED, peak_growth_mb),
     ]
 
 

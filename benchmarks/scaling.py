@@ -4,7 +4,7 @@ Works: `completions` (reward model on all pairs of K ranked completions), `promp
 (DPO on more pairs). Draws `scaling.png` beside the results.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ def main() -> None:
                 {"work": work, "size": size, "model": case.model, "dtype": case.dtype, **_costs(case, runs)}
             )
         bench.finish(points=points)
-    draw(points, options.results / "scaling.png")
+    target = options.results / "scaling.png"
+    draw(points, target, WORKS, AXES, peer="TRL", measure="µs a token that counts")
 
 
 def cases(options: Options) -> Iterator[tuple[str, int, Case]]:
@@ -78,7 +79,15 @@ def _costs(case: Case, runs: Runs) -> dict[str, list[float]]:
     return {label: [figure(one) for one in repeats] for label, repeats in runs.items()}
 
 
-def draw(points: list[dict[str, Any]], target: Path) -> None:
+def draw(
+    points: list[dict[str, Any]],
+    target: Path,
+    sizes: Mapping[str, Sequence[int]],
+    titles: Mapping[str, str],
+    *,
+    peer: str,
+    measure: str,
+) -> None:
     """One panel a work, one curve a side and model, with bars from the lowest to the highest repeat."""
     try:
         from matplotlib.figure import Figure
@@ -90,7 +99,7 @@ def draw(points: list[dict[str, Any]], target: Path) -> None:
     for index, work in enumerate(works):
         axes = figure.add_subplot(1, len(works), index + 1)
         for model, dtype, side in dict.fromkeys(
-            (one["model"], one["dtype"], side) for one in points for side in (PREFLOOP, "TRL")
+            (one["model"], one["dtype"], side) for one in points for side in (PREFLOOP, peer)
         ):
             curve = [
                 (one["size"], Spread.of(one[side]))
@@ -98,12 +107,12 @@ def draw(points: list[dict[str, Any]], target: Path) -> None:
                 if (one["work"], one["model"], one["dtype"]) == (work, model, dtype) and side in one
             ]
             _draw_curve(axes, curve, f"{side}, {model} {dtype}")
-        axes.set(xscale="log", xlabel=AXES[work], ylim=(0, None))
-        axes.set_xticks(WORKS[work], [str(size) for size in WORKS[work]], minor=False)
+        axes.set(xscale="log", xlabel=titles[work], ylim=(0, None))
+        axes.set_xticks(sizes[work], [str(size) for size in sizes[work]], minor=False)
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
         if not index:
-            axes.set_ylabel("µs a token that counts")
+            axes.set_ylabel(measure)
             axes.legend(frameon=False, fontsize="small")
     figure.savefig(target, dpi=150)
     console.print(f"wrote {target}")

@@ -54,6 +54,8 @@ def measure(case: Case, side: Side, folders: dict[str, Path], threads: int) -> M
             from benchmarks.trl_side import run
         case "transformers":
             from benchmarks.transformers_side import run
+        case "continuous_batching":
+            from benchmarks.transformers_side import run_batched as run
     small = replace(
         case,
         model=WARM_UP,

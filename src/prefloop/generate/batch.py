@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from prefloop.config import GenerateSection
 from prefloop.generate.decoders import Decoder, RefillingDecoder
@@ -58,18 +59,19 @@ class Batch:
         self._decoder = decoder
         self._options = options
         self._copies = num_copies
+        self.refills = isinstance(decoder, RefillingDecoder)
+        """Whether prompts may enter while others run."""
         self._slots: list[Task | None] = [None] * num_slots
         self.rows: list[int] = []
         """Those that run, in ascending order."""
         self._logits = torch.empty(0)  # [A, V]
+        # of all R rows, those that do not run included
+        self._uniforms = torch.empty(num_slots * num_copies, 0)  # [R, longest budget]
+        self._temperatures = torch.ones(num_slots * num_copies)  # [R]
+        self._drawn = torch.zeros(num_slots * num_copies, dtype=torch.long)  # [R], how many tokens were drawn
         self._seen = torch.empty(
             0, dtype=torch.bool
         )  # [A, V], tokens of prompt and completion; [A, 0] where nobody asks
-
-    @property
-    def refills(self) -> bool:
-        """Whether prompts may enter while others run."""
-        return isinstance(self._decoder, RefillingDecoder)
 
     @property
     def room(self) -> int:
@@ -87,6 +89,7 @@ class Batch:
         free = [slot for slot, one in enumerate(self._slots) if one is None][: len(tasks)]
         for slot, task in zip(free, tasks, strict=True):
             self._slots[slot] = task
+            self._take_numbers(slot, task)
         logits = self._decoder.enter(free, [one.ids for one in tasks]).repeat_interleave(self._copies, 0)
         rows = [slot * self._copies + copy for slot in free for copy in range(self._copies)]
         seen = self._seen_in(tasks, logits)
@@ -95,6 +98,14 @@ class Batch:
             seen = torch.cat([self._seen, seen])
         order = sorted(range(len(rows)), key=rows.__getitem__)
         self.rows, self._logits, self._seen = [rows[place] for place in order], logits[order], seen[order]
+
+    def _take_numbers(self, slot: int, task: Task) -> None:
+        if (more := task.budget - self._uniforms.shape[1]) > 0:
+            self._uniforms = functional.pad(self._uniforms, (0, more))
+        rows = slice(slot * self._copies, (slot + 1) * self._copies)
+        self._uniforms[rows, : task.budget] = task.uniforms
+        self._temperatures[rows] = task.temperatures
+        self._drawn[rows] = 0
 
     def _seen_in(self, tasks: Sequence[Task], logits: Tensor) -> Tensor:
         if self._options.repetition_penalty == 1:
@@ -114,6 +125,9 @@ class Batch:
         self._slots = [self._slots[slot] for slot in used]
         number = {slot: place for place, slot in enumerate(used)}
         self.rows = [number[row // self._copies] * self._copies + row % self._copies for row in self.rows]
+        kept = [slot * self._copies + copy for slot in used for copy in range(self._copies)]
+        self._uniforms, self._temperatures = self._uniforms[kept], self._temperatures[kept]
+        self._drawn = self._drawn[kept]
 
     @torch.inference_mode()
     def step(self) -> list[Task]:
@@ -136,11 +150,9 @@ class Batch:
 
     def _draw(self) -> Draw:
         options, logits = self._options, self._logits
-        owners = [self._owner(row) for row in self.rows]
-        uniforms = torch.stack(
-            [task.uniforms[copy, len(task.drawn[copy].token_ids)] for task, copy in owners]
-        )
-        temperatures = torch.stack([task.temperatures[copy] for task, copy in owners])
+        rows = torch.tensor(self.rows)
+        uniforms, temperatures = self._uniforms[rows, self._drawn[rows]], self._temperatures[rows]
+        self._drawn[rows] += 1
         penalised = None
         if options.repetition_penalty != 1:
             penalised = penalise(logits, self._seen, options.repetition_penalty)
