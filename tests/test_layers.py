@@ -10,7 +10,7 @@ ROOT = Path(prefloop.__file__).parent
 FLOORS = [
     {
         "records", "interfaces", "config", "store", "tales", "containers", "fields", "formats", "data", "verdicts", "export",
-        "tracking", "launch",
+        "tracking", "launch", "servers",
     },
     {"losses", "selection", "statistics"},
     {"attention", "decoding", "lean", "batches", "modeling", "forward", "reward", "trunks"},

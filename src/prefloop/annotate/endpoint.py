@@ -1,10 +1,8 @@
 """An OpenAI-compatible chat endpoint that can be slow, full or broken, and is paid by the token.
 
-Every answer is kept in a cache folder, one file per request, so that no question is paid for twice. The API key is read
-from the environment, sent, and removed from everything that comes back; it is in no file and no message.
+Every answer is kept in a cache folder, one file per request, so that no question is paid for twice.
 """
 
-import email.utils
 import hashlib
 import json
 import os
@@ -28,16 +26,10 @@ from tenacity import (
 )
 
 from prefloop.config import JudgeAnnotator
-from prefloop.interfaces import InputError, Unavailable
+from prefloop.interfaces import Unavailable
+from prefloop.servers import MAX_REPLY_BYTES, NoAnswerError, Server, shortened
 from prefloop.store import read_json, write_json
 
-BUSY = frozenset({408, 425, 429})
-"""Client errors that a later try may get over."""
-MAX_PAUSE_S = 300.0
-"""The longest pause between two tries, whatever the server asks for."""
-MAX_REPLY_BYTES = 10_000_000
-SHOWN_CHARACTERS = 300
-"""How much of a server's text goes into a message."""
 LOOKAHEAD = 4
 """Jobs taken on ahead of the one whose result is due, per request under way."""
 
@@ -56,26 +48,18 @@ class Reply(NamedTuple):
     completion_tokens: int
 
 
-class NoAnswerError(Exception):
-    """One try failed in a way that another try may get over."""
-
-    def __init__(self, what: str, pause_s: float | None = None) -> None:
-        super().__init__(what)
-        self.pause_s = pause_s
-
-
 class Endpoint:
     """The endpoint, its cache, and what has been spent so far in `stats`."""
 
     def __init__(self, options: JudgeAnnotator, cache: Path) -> None:
-        self.url = f"{options.base_url.rstrip('/')}/chat/completions"
-        self._shown_url = _without_credentials(self.url)
+        self._server = Server(options.base_url, options.api_key_env, where="base_url")
+        self.url = f"{self._server.base_url}/chat/completions"
+        self._shown_url = f"{self._server.shown_url}/chat/completions"
         self.options = options
         self.cache = cache
         self.stats: dict[str, float] = {
             "calls": 0, "cached": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0
         }  # fmt: skip
-        self._key = _key(options.api_key_env)
         self._lock = threading.Lock()
 
     def run(self, work: Callable[[Ask, Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
@@ -146,31 +130,18 @@ class Endpoint:
     def _send(self, client: httpx.Client, content: str) -> Reply:
         self._count(calls=1)
         try:
-            status, headers, raw = self._post(client, content)
-        except httpx.TimeoutException as error:
-            raise NoAnswerError(
-                f"nothing within {self.options.timeout_s:g} s ({type(error).__name__})"
-            ) from None
+            reply = self._server.text_of(*self._post(client, content))
         except httpx.TransportError as error:
-            raise NoAnswerError(self._safe(f"{type(error).__name__}: {error}")) from None
-        text = self._safe(raw.decode("utf-8", "replace"))
-        shown = " ".join(text.split())[:SHOWN_CHARACTERS] or "no text"
-        if status in BUSY or status >= 500:
-            raise NoAnswerError(f"HTTP {status}: {shown}", _retry_after(headers))
-        if status != 200:
-            hint = f"; is the key in {self.options.api_key_env} right?" if status in (401, 403) else ""
-            raise InputError(f"{self._shown_url}: HTTP {status}: {shown}{hint}")
-        reply = _read_reply(text)
-        if reply is None:
-            raise NoAnswerError(f"HTTP 200 without a chat completion in it: {shown}")
+            raise self._server.failure(error, self.options.timeout_s) from None
+        read = _read_reply(reply)
+        if read is None:
+            raise NoAnswerError(f"HTTP 200 without a chat completion in it: {shortened(reply)}")
         # once more: in the JSON the key may have stood in another spelling
-        return reply._replace(text=self._safe(reply.text))
+        return read._replace(text=self._server.safe(read.text))
 
     def _post(self, client: httpx.Client, content: str) -> tuple[int, httpx.Headers, bytes]:
         """One request. httpx limits the time between two pieces; here the whole reply has to come in time."""
-        headers = {"Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
+        headers = self._server.headers
         deadline = time.monotonic() + self.options.timeout_s
         raw = b""
         with client.stream("POST", self.url, content=content.encode("ascii"), headers=headers) as response:
@@ -182,34 +153,10 @@ class Endpoint:
                     raise httpx.ReadError(f"the reply is longer than {MAX_REPLY_BYTES} bytes")
             return response.status_code, response.headers, raw
 
-    def _safe(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
-
     def _count(self, **amounts: float) -> None:
         with self._lock:
             for name, amount in amounts.items():
                 self.stats[name] += amount
-
-
-def _key(variable: str) -> str:
-    """The API key, or nothing: a server of one's own needs none. Raises InputError for what cannot be sent."""
-    key = os.environ.get(variable, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise InputError(
-            f"environment variable {variable}: holds characters that no API key has; set it again"
-        )
-    return key
-
-
-def _without_credentials(url: str) -> str:
-    """The address as it may be shown. Raises InputError for what is no address."""
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise InputError(f"base_url {url!r}: not an address: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise InputError(f"base_url {url!r}: write it in full, for instance http://127.0.0.1:8000/v1")
-    return str(parsed.copy_with(userinfo=b""))
 
 
 def _read_reply(text: str) -> Reply | None:
@@ -230,19 +177,6 @@ def _read_reply(text: str) -> Reply | None:
 
 def _count_of(value: object) -> int:
     return value if isinstance(value, int) and value > 0 else 0
-
-
-def _retry_after(headers: httpx.Headers) -> float | None:
-    """The pause that a server asks for, in seconds: it may give a number or a date."""
-    wanted = headers.get("Retry-After", "")
-    try:
-        pause = float(wanted)
-    except ValueError:
-        try:
-            pause = email.utils.parsedate_to_datetime(wanted).timestamp() - time.time()
-        except ValueError:
-            return None
-    return min(max(pause, 0.0), MAX_PAUSE_S) if pause == pause else None
 
 
 _growing_pause = wait_random_exponential(multiplier=0.5, max=60)
