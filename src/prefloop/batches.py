@@ -62,10 +62,12 @@ class Codec:
         return self._ids(self.prompt_text(messages))
 
     def completion_ids(self, messages: Sequence[Message], completion: Completion) -> list[int]:
-        """Token ids of an answer: the sampler's own, or its text tokenised in context with the terminator at the end."""
+        """Token ids of an answer: the sampler's own, or its text tokenised in context; the terminator follows unless the
+        text was cut off."""
         if completion.token_ids is not None:
             return list(completion.token_ids)
-        return self.answer_ids(messages, completion.text)
+        ids = self.answer_ids(messages, completion.text)
+        return ids[:-1] if completion.finish_reason == "length" else ids
 
     def answer_ids(self, messages: Sequence[Message], text: str) -> list[int]:
         """Token ids of an answer given as text, terminator included, tokenised as it continues the prompt."""

@@ -7,7 +7,9 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
@@ -535,6 +537,66 @@ def generate(
     dropped = sum(groups.manifest["rows"]["dropped"].values())
     left = f"; prompts dropped as too long: {dropped}" if dropped else ""
     console.print(f"{escape(str(out))}: {written} groups{left}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: `prefloop serve policy-3f2a --replicas 2 -- --max-model-len=4096`")
+def serve(
+    policy: Annotated[str, typer.Argument(help="Artefact, model folder or hub name.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="Further arguments of vLLM's server, behind `--`.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Servers; they share the GPUs of this machine.")] = 1,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Of the first server, the next ones follow; left out, free ones.",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="What they compute in: float32, bfloat16 or auto.")] = "auto",
+    python: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PREFLOOP_VLLM_PYTHON",
+            help="A Python that has vLLM; left out, this one.",
+            show_default=False,
+        ),
+    ] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Serve a policy with vLLM and keep the servers running until Ctrl-C; all end with this command, however it ends."""
+    from prefloop import browse
+    from prefloop.generate.serve import serve_policy
+
+    def say(text: str) -> None:
+        console.print(escape(text), highlight=False, soft_wrap=True)
+
+    space = _workspace(None, workspace)
+    model = browse.named_model(space, policy)
+    logs = space.root / "logs" / f"serve-{Path(policy).name}"
+    say(f"starting {replicas} of {model}; logs in {logs}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        serve_policy(
+            model,
+            number=replicas,
+            dtype=dtype,
+            arguments=arguments or (),
+            logs=logs,
+            first_port=port,
+            python=python,
+            say=say,
+        ) as found,
+    ):
+        say(
+            f"use them in an experiment:\n\ngenerate:\n  engine: {{kind: remote, urls: {json.dumps(found.urls)}}}\n"
+        )
+        say("Ctrl-C ends them")
+        threading.Event().wait()
+    say("ended")
 
 
 @app.command("reward-card", epilog="Example: `prefloop reward-card reward-3f2a --data held-out.jsonl`")

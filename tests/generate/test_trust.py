@@ -23,13 +23,14 @@ def sampled(tiny_model, runtime, *, dtype="float32", **options):
     return list(generator.generate(tales.prompts()[:4]))
 
 
-def compared(tiny_model, runtime, groups, *, change=None, dtype="float32"):
+def compared(tiny_model, runtime, groups, *, change=None, dtype="float32", engine_dtype=None):
     model = load_policy(tiny_model, runtime)
     if change is not None:
         with torch.no_grad():
             change(model)
     module = LogpsModule(model, pad_id=0, runtime=runtime)
-    return compare_with_trainer(groups, module, load_codec(tiny_model), runtime, dtype=dtype)
+    codec = load_codec(tiny_model)
+    return compare_with_trainer(groups, module, codec, runtime, dtype=dtype, engine_dtype=engine_dtype)
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -69,3 +70,31 @@ def test_text_that_no_engine_wrote_is_not_compared(tiny_model, runtime):
     group = sampled(tiny_model, runtime)[0]
     bare = [one.model_copy(update={"token_ids": None, "token_logps": None}) for one in group.completions]
     assert compared(tiny_model, runtime, [group.model_copy(update={"completions": tuple(bare)})]) is None
+
+
+def shifted(groups, shift):
+    """The groups of an engine whose log-probabilities are all off by so much."""
+    return [
+        group.model_copy(
+            update={
+                "completions": tuple(
+                    one.model_copy(update={"token_logps": tuple(logp - shift for logp in one.token_logps)})
+                    for one in group.completions
+                )
+            }
+        )
+        for group in groups
+    ]
+
+
+def test_an_engine_in_bfloat16_may_round_but_not_run_other_weights(tiny_model, runtime):
+    groups = sampled(tiny_model, runtime)
+    found = compared(tiny_model, runtime, shifted(groups, 0.1), engine_dtype="bfloat16")
+    assert found == pytest.approx(0.1, abs=1e-4)
+    with pytest.raises(PrefloopError, match="differ by 0.300 on average"):
+        compared(tiny_model, runtime, shifted(groups, 0.3), engine_dtype="bfloat16")
+
+
+def test_a_log_probability_that_is_no_number_is_found(tiny_model, runtime):
+    with pytest.raises(PrefloopError, match="token 0 "):
+        compared(tiny_model, runtime, shifted(sampled(tiny_model, runtime), float("nan")))

@@ -32,6 +32,7 @@ from prefloop.config.generate import (
     HfEngine,
     PolicyEngine,
     RecordedEngine,
+    RemoteEngine,
     TemperatureShare,
 )
 from prefloop.config.loop import (
@@ -163,6 +164,7 @@ __all__ = [
     "RecordedAnnotator",
     "PolicyEngine",
     "RecordedEngine",
+    "RemoteEngine",
     "RewardModelAnnotator",
     "BradleyTerryReward",
     "CentredReward",

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from prefloop.config.section import Section, default_kind
+from prefloop.config.section import NOT_HASHED, Section, default_kind
 from prefloop.config.source import Source
 
 
@@ -13,6 +13,49 @@ class HfEngine(Section):
 
     kind: Literal["hf"] = "hf"
     """Name of the engine."""
+
+
+class RemoteEngine(Section):
+    """Asks OpenAI-compatible servers that serve the policy, or starts them itself for the time of a stage."""
+
+    kind: Literal["remote"]
+    """Name of the engine."""
+    urls: list[str] = Field(default=[], json_schema_extra=NOT_HASHED)
+    """Addresses of the servers, for instance http://127.0.0.1:8000/v1; give either these or `replicas`."""
+    replicas: int = Field(default=0, ge=0, json_schema_extra=NOT_HASHED)
+    """vLLM servers of the current policy that are started on this machine for each stage that samples."""
+    server_arguments: list[str] = []
+    """Further arguments of those servers, for instance `--max-model-len=4096`."""
+    api: Literal["completions", "chat"] = "completions"
+    """`completions`: token ids both ways, which vLLM understands. `chat`: any server, but only text comes back: no token ids
+    and no log-probabilities."""
+    model: str = "auto"
+    """Model name sent with every request; `auto` is the only one that the servers say they have."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the servers compute in; `auto` is `model.dtype`. Log-probabilities must be training's where both are float32, and
+    near them otherwise."""
+    api_key_env: str = Field(default="OPENAI_API_KEY", json_schema_extra=NOT_HASHED)
+    """Environment variable that holds the key; the key itself is never written anywhere."""
+    concurrency: int = Field(default=32, ge=1, json_schema_extra=NOT_HASHED)
+    """Requests under way at once on each server; a request has all completions of a prompt at one temperature."""
+    timeout_s: float = Field(default=600.0, gt=0, json_schema_extra=NOT_HASHED)
+    """Seconds before a request counts as failed."""
+    retries: int = Field(default=5, ge=0, json_schema_extra=NOT_HASHED)
+    """How often a failed request is sent again, to another server where there is one."""
+    patience_s: float = Field(default=60.0, ge=0, json_schema_extra=NOT_HASHED)
+    """Seconds to wait for a server when none answers, before the run stops."""
+
+    @model_validator(mode="after")
+    def _has_servers(self) -> "RemoteEngine":
+        if bool(self.urls) == bool(self.replicas):
+            raise ValueError("give either urls or replicas")
+        if len(set(self.urls)) < len(self.urls):
+            raise ValueError("urls: one is there twice; its `concurrency` says how much it gets")
+        if self.server_arguments and not self.replicas:
+            raise ValueError(
+                "server_arguments: are for the servers of `replicas`; those of `urls` run already"
+            )
+        return self
 
 
 class RecordedEngine(Section):
@@ -24,7 +67,7 @@ class RecordedEngine(Section):
     """Groups: `prompt` and a list of `responses`."""
 
 
-PolicyEngine = HfEngine
+PolicyEngine = HfEngine | RemoteEngine
 """Those that run a policy."""
 Engine = Annotated[PolicyEngine | RecordedEngine, Field(discriminator="kind"), default_kind("hf")]
 

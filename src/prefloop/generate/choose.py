@@ -52,3 +52,8 @@ def _sampler(
 
             model = in_dtype(load_policy(folder, runtime), dtype)
             yield HfSampler(model, codec, options, seed=seed, runtime=runtime)
+        case "remote":
+            from prefloop.generate.remote import remote_sampler
+
+            with remote_sampler(folder, codec, engine, options, seed=seed, dtype=dtype) as sampler:
+                yield sampler

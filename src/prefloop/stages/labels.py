@@ -2,7 +2,6 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from prefloop.stages.shared import (
     annotator_digests,
     annotator_scorer,
     chunks,
+    compared_with_trainer,
     digests,
     engine_config,
     gold_scorer,
@@ -23,6 +23,7 @@ from prefloop.stages.shared import (
     model_folder,
     read_judgements,
     reward_scorer,
+    sample_all,
     sampled,
     sampling,
     share,
@@ -78,15 +79,9 @@ def generate(x: Experiment, policy: Artefact, drawn: Artefact, *, version: int, 
             for rows in chunks(build, file, wanted, GROUPS_PER_CHUNK):
                 file.append(sampled(build, file, generator, rows, len(wanted)), items=len(rows))
         else:
-            checked = False
             seed = stage_seed(x, "generate")
             with sampling(x, policy, version=version, seed=seed, dtype=x.model.dtype) as generator:
-                for rows in chunks(build, file, wanted, generator.prompts_per_chunk):
-                    found = sampled(build, file, generator, rows, len(wanted))
-                    if found and not checked:
-                        compared_with_trainer(x, policy, found)
-                        checked = True
-                    file.append(found, items=len(rows))
+                sample_all(x, policy, build, file, generator, wanted)
         groups = read_records(file.path, Group)
         gap = None if recorded else compared_with_trainer(x, policy, groups)
         build.count(
@@ -109,18 +104,6 @@ def generate(x: Experiment, policy: Artefact, drawn: Artefact, *, version: int, 
         external=digests(groups=recorded),
         work=f"{'all' if number is None else number} prompts {completions}",
     )
-
-
-def compared_with_trainer(x: Experiment, policy: Artefact, groups: Sequence[Group]) -> float | None:
-    """How far an engine's log-probabilities of the first groups are from training's; PrefloopError beyond rounding."""
-    from prefloop.forward import LogpsModule
-    from prefloop.generate.trust import compare_with_trainer
-    from prefloop.modeling import load_codec, load_policy
-
-    folder = model_folder(policy)
-    codec = load_codec(folder)
-    module = LogpsModule(load_policy(folder, x.runtime), pad_id=codec.pad_id, runtime=x.runtime)
-    return compare_with_trainer(groups, module, codec, x.runtime, dtype=x.model.dtype)
 
 
 def labels_per_prompt(x: Experiment) -> int:

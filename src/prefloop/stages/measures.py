@@ -4,13 +4,12 @@ from prefloop.config import Experiment, hashed
 from prefloop.interfaces import InputError
 from prefloop.records import Group, Prompt
 from prefloop.stages.shared import (
-    chunks,
     engine_config,
     evaluation_folder,
     gold_scorer,
     loop_reward_scorer,
     model_folder,
-    sampled,
+    sample_all,
     sampling,
     scorer_digest,
     stage_seed,
@@ -51,8 +50,9 @@ def evaluate(
             temperature=x.evaluate.temperature,
             temperatures=None,
         ) as generator:
-            for chunk in chunks(build, file, wanted, generator.prompts_per_chunk):
-                file.append(sampled(build, file, generator, chunk, len(wanted)), items=len(chunk))
+            # servers may serve another policy than the one that is measured
+            check = x.generate.engine.kind == "remote"
+            sample_all(x, policy, build, file, generator, wanted, check=check)
         groups = read_records(file.path, Group)
         if not groups:
             raise InputError(

@@ -87,6 +87,39 @@ def sampled(
     return found
 
 
+def sample_all(
+    x: Experiment,
+    policy: Artefact,
+    build: Build,
+    file: RowFile,
+    generator: "PolicyGenerator",
+    wanted: Sequence[Prompt],
+    *,
+    check: bool = True,
+) -> None:
+    """Samples the prompts that the file has no groups of yet; the first groups are checked before any is written."""
+    for rows in chunks(build, file, wanted, generator.prompts_per_chunk):
+        found = sampled(build, file, generator, rows, len(wanted))
+        if found and check:
+            compared_with_trainer(x, policy, found)
+            check = False
+        file.append(found, items=len(rows))
+
+
+def compared_with_trainer(x: Experiment, policy: Artefact, groups: Sequence[Group]) -> float | None:
+    """How far an engine's log-probabilities of the first groups are from training's; PrefloopError beyond rounding."""
+    from prefloop.forward import LogpsModule
+    from prefloop.generate.trust import compare_with_trainer
+    from prefloop.modeling import load_codec, load_policy
+
+    folder = model_folder(policy)
+    codec = load_codec(folder)
+    module = LogpsModule(load_policy(folder, x.runtime), pad_id=codec.pad_id, runtime=x.runtime)
+    engine = x.generate.engine
+    given = engine.dtype if engine.kind == "remote" and engine.dtype != "auto" else None
+    return compare_with_trainer(groups, module, codec, x.runtime, dtype=x.model.dtype, engine_dtype=given)
+
+
 def text_statistics(groups: Sequence[Group]) -> dict[str, Any]:
     """Counts, lengths and diversity of completions."""
     completions = [one for group in groups for one in group.completions]
