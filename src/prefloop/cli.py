@@ -555,7 +555,7 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="What they compute in: float32, bfloat16 or auto.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="What they compute in: float32 or bfloat16.")] = "float32",
     python: Annotated[
         str | None,
         typer.Option(
@@ -573,6 +573,8 @@ def serve(
     def say(text: str) -> None:
         console.print(escape(text), highlight=False, soft_wrap=True)
 
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"--dtype {dtype}: choose float32 or bfloat16")
     space = _workspace(None, workspace)
     model = browse.named_model(space, policy)
     logs = space.root / "logs" / f"serve-{Path(policy).name}"
@@ -591,9 +593,8 @@ def serve(
             say=say,
         ) as found,
     ):
-        say(
-            f"use them in an experiment:\n\ngenerate:\n  engine: {{kind: remote, urls: {json.dumps(found.urls)}}}\n"
-        )
+        engine = f"{{kind: remote, urls: {json.dumps(found.urls)}, dtype: {dtype}}}"
+        say(f"use them in an experiment:\n\ngenerate:\n  engine: {engine}\n")
         say("Ctrl-C ends them")
         threading.Event().wait()
     say("ended")

@@ -80,6 +80,11 @@ class Replicas:
         return [one.url for one in self._members]
 
     @property
+    def processes(self) -> "list[subprocess.Popen[bytes]]":
+        """The keepers of the servers that run."""
+        return [one.process for one in self._members if one.process is not None]
+
+    @property
     def logs(self) -> list[Path]:
         """What each server writes."""
         return [one.log for one in self._members]
@@ -101,7 +106,7 @@ class Replicas:
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
-        running = [one.process for one in self._members if one.process is not None]
+        running = self.processes
         for process in running:
             assert process.stdin is not None, "keepers are started with a pipe"
             process.stdin.close()
