@@ -9,7 +9,7 @@ import sys
 from benchmarks.common import ROOT, parse
 from benchmarks.write_results import write
 
-CPU_SET = ("dpo", "reward", "memory", "iteration", "scaling", "generation", "generation_scaling")
+CPU_SET = ("dpo", "reward", "memory", "iteration", "scaling", "generation", "generation_scaling", "pool")
 
 
 def main() -> None:

@@ -199,8 +199,8 @@ class Bench:
         with tempfile.TemporaryDirectory(dir=self._folder) as out:
             kinds = ("policy", "reward_model") if case.task == "iteration" else ("policy",)
             folders = {
-                "models": self._models(case.model, kinds),
-                "warm_up": self._models("nano", kinds),
+                "models": self.models(case.model, kinds),
+                "warm_up": self.models("nano", kinds),
                 "out": out,
             }
             return Measured(
@@ -213,7 +213,7 @@ class Bench:
                 )
             )
 
-    def _models(self, name: str, kinds: Sequence[str]) -> Path:
+    def models(self, name: str, kinds: Sequence[str]) -> Path:
         """The folder with the models of a shape, made at the first need."""
         folder = self._folder / "models" / name
         for kind in kinds:
