@@ -109,11 +109,6 @@ class Pool:
         """Requests that can be under way."""
         return self.options.concurrency * len(self._places)
 
-    @property
-    def answered(self) -> dict[str, int]:
-        """Requests that each server has answered."""
-        return {one.server.shown_url: one.answered for one in self._places}
-
     def begin(self) -> None:
         """Starts to probe."""
 
