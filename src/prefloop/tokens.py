@@ -8,8 +8,7 @@ from prefloop import data, pipeline
 from prefloop.config import Experiment, SourceSection
 from prefloop.interfaces import InputError
 from prefloop.records import Completion, Message, Prompt, file_completion
-from prefloop.stages.labels import compared_with_trainer
-from prefloop.stages.shared import model_folder, sampling
+from prefloop.stages.shared import compared_with_trainer, model_folder, sampling
 from prefloop.store import Workspace
 
 if TYPE_CHECKING:
