@@ -34,6 +34,7 @@ from prefloop.config.generate import (
     RecordedEngine,
     RemoteEngine,
     TemperatureShare,
+    VllmEngine,
 )
 from prefloop.config.loop import (
     AdversarialSource,
@@ -202,6 +203,7 @@ __all__ = [
     "SppoHardObjective",
     "TemperatureShare",
     "TrainingSection",
+    "VllmEngine",
     "hashed",
     "keys",
     "load",

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from prefloop.config.section import NOT_HASHED, Section, default_kind
 from prefloop.config.source import Source
 
+VLLM_TEMPERATURES = (0.01, 2.0)
+"""Smaller ones it raises, larger ones it refuses."""
+
 
 class HfEngine(Section):
     """Samples with transformers in this process."""
@@ -58,6 +61,23 @@ class RemoteEngine(Section):
         return self
 
 
+class VllmEngine(Section):
+    """Samples with vLLM in a process of its own, whose end gives all its memory back. Its keys change nothing but speed,
+    memory and rounding."""
+
+    kind: Literal["vllm"]
+    """Name of the engine."""
+    tensor_parallel_size: int = Field(default=1, ge=1, json_schema_extra=NOT_HASHED)
+    """GPUs that hold the policy together, where it is too large for one."""
+    memory_share: float = Field(default=0.8, gt=0, lt=1, json_schema_extra=NOT_HASHED)
+    """Share of a GPU's memory for weights, keys and values; the rest is for comparing the samples with training."""
+    enforce_eager: bool = Field(default=False, json_schema_extra=NOT_HASHED)
+    """Sample without CUDA graphs: slower, but it starts sooner and takes less memory. On a CPU always so."""
+    keep: bool = Field(default=False, json_schema_extra=NOT_HASHED)
+    """Keep the process between stages and give it each new policy, which saves the start. Meanwhile it sleeps on a GPU, but
+    on a CPU it holds its memory."""
+
+
 class RecordedEngine(Section):
     """Takes completions from a file of groups instead of sampling; no policy is run."""
 
@@ -67,7 +87,7 @@ class RecordedEngine(Section):
     """Groups: `prompt` and a list of `responses`."""
 
 
-PolicyEngine = HfEngine | RemoteEngine
+PolicyEngine = HfEngine | RemoteEngine | VllmEngine
 """Those that run a policy."""
 Engine = Annotated[PolicyEngine | RecordedEngine, Field(discriminator="kind"), default_kind("hf")]
 
@@ -116,4 +136,18 @@ class GenerateSection(Section):
             raise ValueError(
                 f"temperatures count {total} completions but num_completions is {self.num_completions}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> "GenerateSection":
+        if self.engine.kind != "vllm":
+            return self
+        if self.min_p and self.top_p < 1:
+            raise ValueError(
+                "min_p and top_p: vLLM cuts off by min_p first, all others by top_p; keep one of the two"
+            )
+        for one in self.temperatures or [TemperatureShare(count=1, temperature=self.temperature)]:
+            if not (one.temperature == 0 or VLLM_TEMPERATURES[0] <= one.temperature <= VLLM_TEMPERATURES[1]):
+                low, high = VLLM_TEMPERATURES
+                raise ValueError(f"temperature = {one.temperature:g}: vLLM takes 0, or {low:g} to {high:g}")
         return self

@@ -57,3 +57,10 @@ def _sampler(
 
             with remote_sampler(folder, codec, engine, options, seed=seed, dtype=dtype) as sampler:
                 yield sampler
+        case "vllm":
+            from prefloop.generate.vllm import vllm_sampler
+
+            with vllm_sampler(
+                folder, codec, engine, options, seed=seed, runtime=runtime, dtype=dtype
+            ) as sampler:
+                yield sampler

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from prefloop.batches import Codec, tokens_at_once
 from prefloop.config import GenerateSection, RuntimeSection
@@ -162,7 +162,12 @@ class HfSampler:
         if self.runtime.generation_tokens != "auto":
             return self.runtime.generation_tokens
         memory = memory_of(self.model.device, self.runtime) - self.model.get_memory_footprint()
-        return int(min(MOST_TOKENS, SHARE_OF_MEMORY * memory / bytes_per_token(self.model)))
+        return int(
+            min(
+                MOST_TOKENS,
+                SHARE_OF_MEMORY * memory / bytes_per_token(self.model.config, self.model.dtype.itemsize),
+            )
+        )
 
 
 def requests_per_chunk(options: GenerateSection, runtime: RuntimeSection) -> int:
@@ -170,15 +175,15 @@ def requests_per_chunk(options: GenerateSection, runtime: RuntimeSection) -> int
     return BATCHES_AT_ONCE * max(1, runtime.generation_rows // options.num_completions)
 
 
-def bytes_per_token(model: PreTrainedModel) -> int:
+def bytes_per_token(config: PretrainedConfig, itemsize: int) -> int:
     """Of keys and values in all layers; 1 where a model keeps none."""
-    config = model.config.get_text_config()
+    config = config.get_text_config()
     heads = getattr(config, "num_attention_heads", 0)
     if not heads:
         return 1
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     heads = getattr(config, "num_key_value_heads", None) or heads
-    return 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+    return 2 * config.num_hidden_layers * heads * width * itemsize
 
 
 def memory_of(device: torch.device, runtime: RuntimeSection) -> float:

@@ -96,18 +96,24 @@ def sample_all(
     wanted: Sequence[Prompt],
     *,
     check: bool = True,
+    dtype: "Dtype | None" = None,
 ) -> None:
     """Samples the prompts that the file has no groups of yet; the first groups are checked before any is written."""
     for rows in chunks(build, file, wanted, generator.prompts_per_chunk):
         found = sampled(build, file, generator, rows, len(wanted))
         if found and check:
-            compared_with_trainer(x, policy, found)
+            compared_with_trainer(x, policy, found, dtype=dtype)
             check = False
         file.append(found, items=len(rows))
 
 
-def compared_with_trainer(x: Experiment, policy: Artefact, groups: Sequence[Group]) -> float | None:
-    """How far an engine's log-probabilities of the first groups are from training's; PrefloopError beyond rounding."""
+def compared_with_trainer(
+    x: Experiment, policy: Artefact, groups: Sequence[Group], *, dtype: "Dtype | None" = None
+) -> float | None:
+    """How far an engine's log-probabilities of the first groups are from training's; PrefloopError beyond rounding.
+
+    `dtype` is what the groups were sampled in: the model's, unless another is given.
+    """
     from prefloop.forward import LogpsModule
     from prefloop.generate.trust import compare_with_trainer
     from prefloop.modeling import load_codec, load_policy
@@ -117,7 +123,9 @@ def compared_with_trainer(x: Experiment, policy: Artefact, groups: Sequence[Grou
     module = LogpsModule(load_policy(folder, x.runtime), pad_id=codec.pad_id, runtime=x.runtime)
     engine = x.generate.engine
     given = engine.dtype if engine.kind == "remote" and engine.dtype != "auto" else None
-    return compare_with_trainer(groups, module, codec, x.runtime, dtype=x.model.dtype, engine_dtype=given)
+    return compare_with_trainer(
+        groups, module, codec, x.runtime, dtype=dtype or x.model.dtype, engine_dtype=given
+    )
 
 
 def text_statistics(groups: Sequence[Group]) -> dict[str, Any]:
