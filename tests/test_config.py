@@ -209,3 +209,26 @@ def test_every_key_is_read_somewhere():
         and not re.search(rf"\b{name}: (float|Literal)", losses)
     ]
     assert unread == []
+
+
+def test_what_vllm_would_draw_otherwise_is_refused():
+    vllm = "generate.engine={kind: vllm}"
+    both = message(vllm, "generate.min_p=0.1", "generate.top_p=0.9")
+    assert "min_p and top_p: vLLM cuts off by min_p first" in both
+    assert "temperature = 0.005: vLLM takes 0, or 0.01 to 2" in message(vllm, "generate.temperature=0.005")
+    mixed = "generate.temperatures=[{count: 4, temperature: 1}, {count: 4, temperature: 2.5}]"
+    assert "temperature = 2.5" in message(vllm, mixed)
+    for fine in ("generate.temperature=0", "generate.min_p=0.1", "generate.top_p=0.9"):
+        assert read(SMALL, vllm, fine).generate.engine.kind == "vllm"
+    assert read(SMALL, "generate.min_p=0.1", "generate.top_p=0.9").generate.top_p == 0.9
+
+
+def test_how_vllm_runs_is_not_hashed_but_that_it_is_vllm_is():
+    plain = read(SMALL, "generate.engine={kind: vllm}").generate
+    tuned = read(
+        SMALL,
+        "generate.engine={kind: vllm, keep: true, tensor_parallel_size: 2, memory_share: 0.5, enforce_eager: true}",
+    ).generate
+    assert tuned.engine.tensor_parallel_size == 2
+    assert hashed(plain) == hashed(tuned)
+    assert hashed(plain) != hashed(read().generate)

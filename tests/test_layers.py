@@ -20,7 +20,7 @@ FLOORS = [
 ]  # fmt: skip
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 PARTS = FLOORS[3]
-HEAVY = {"torch", "transformers", "accelerate", "peft", "datasets", "wandb", "trackio", "tensorboard"}
+HEAVY = {"torch", "transformers", "accelerate", "peft", "datasets", "wandb", "trackio", "tensorboard", "vllm"}
 STARTS_WITHOUT_TORCH = FLOORS[0] | {
     "selection",
     "statistics",

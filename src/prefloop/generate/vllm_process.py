@@ -200,7 +200,7 @@ class _Engine:
     """vLLM with one policy at a time. Every method yields what is sent back."""
 
     def __init__(self, start: Start, folder: Path) -> None:
-        from vllm.platforms import current_platform
+        from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
         on_cpu = current_platform.is_cpu()
         if start.device == "cpu" and not on_cpu:
@@ -211,12 +211,12 @@ class _Engine:
         if on_cpu:
             # what vLLM compiles even in eager mode needs a C++ compiler and a minute, for a sum over the vocabulary
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-        from vllm import LLM
+        from vllm import LLM  # pyright: ignore[reportMissingImports]
 
         self._sleeps = start.sleeps and not on_cpu
         self._llm = LLM(
             str(folder),
-            dtype=start.dtype,  # pyright: ignore[reportArgumentType]
+            dtype=start.dtype,
             tensor_parallel_size=start.tensor_parallel_size,
             gpu_memory_utilization=start.memory_share,
             enforce_eager=start.enforce_eager or on_cpu,
@@ -246,8 +246,8 @@ class _Engine:
         yield None
 
     def sample(self, asks: Sequence[Ask]) -> Iterator[tuple[int, tuple[Answer, ...]]]:
-        from vllm import SamplingParams, TokensPrompt
-        from vllm.sampling_params import RequestOutputKind
+        from vllm import SamplingParams, TokensPrompt  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
         # keys of other weights are wrong, and those of earlier prompts would make a chunk depend on what came before
         self._llm.reset_prefix_cache()
@@ -271,7 +271,7 @@ class PolicyWorker:
 
     def take_policy(self, folder: str) -> None:
         """Takes the weights of another policy of the same shape, in place."""
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead  # pyright: ignore[reportMissingImports]
 
         worker: Any = self
         worker.reload_weights(weights_path=folder)
