@@ -288,7 +288,9 @@ def test_a_process_that_is_killed_is_told_and_its_parent_goes_on(tied):
         next(found)
         [process] = children()
         process.kill()
-        list(found)
+        with pytest.raises(PrefloopError, match="the vLLM process ended"):
+            list(found)
+        list(generator.generate(PROMPTS))  # and stays told
     assert not children()
     assert not vllm._kept
 

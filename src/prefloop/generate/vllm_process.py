@@ -148,7 +148,8 @@ class VllmProcess:
         how = f"exit code {self._process.exitcode}"
         if self._process.exitcode == -signal.SIGKILL:
             how = "killed, perhaps because memory ran out"
-        words = Path(self._log.name).read_text(errors="replace").strip().splitlines()[-5:]
+        log = Path(self._log.name)  # gone where `end` was called before
+        words = log.read_text(errors="replace").strip().splitlines()[-5:] if log.exists() else []
         return PrefloopError(
             "\n  ".join(
                 [
@@ -211,7 +212,7 @@ class _Engine:
         if on_cpu:
             # what vLLM compiles even in eager mode needs a C++ compiler and a minute, for a sum over the vocabulary
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-        from vllm import LLM  # pyright: ignore[reportMissingImports]
+        from vllm import LLM  # pyright: ignore[reportAttributeAccessIssue]
 
         self._sleeps = start.sleeps and not on_cpu
         self._llm = LLM(
@@ -246,7 +247,7 @@ class _Engine:
         yield None
 
     def sample(self, asks: Sequence[Ask]) -> Iterator[tuple[int, tuple[Answer, ...]]]:
-        from vllm import SamplingParams, TokensPrompt  # pyright: ignore[reportMissingImports]
+        from vllm import SamplingParams, TokensPrompt  # pyright: ignore[reportAttributeAccessIssue]
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
         # keys of other weights are wrong, and those of earlier prompts would make a chunk depend on what came before
