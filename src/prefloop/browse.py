@@ -23,12 +23,15 @@ from prefloop.records import (
     PreferencePair,
     Prompt,
     Score,
+    SearchTree,
     judgement_adapter,
 )
 from prefloop.store import Artefact, Workspace, read_json, read_records, read_rows
 from prefloop.tokens import Piece
 
 CHARACTERS_SHOWN = 400
+STEP_CHARACTERS = 60
+NODES_SHOWN = 40
 PART_STYLES = {"template": "dim", "system": "magenta", "user": "cyan", "assistant": "green"}
 POLICY_KINDS = ("base", "sft", "policy", "promote")
 
@@ -86,7 +89,11 @@ def _rows(workspace: Workspace, artefact: Artefact) -> Iterator[RenderableType]:
                         yield _prompt_line(file.removesuffix(".jsonl"), prompt)
         case "generate":
             for group in read_records(folder / "groups.jsonl", Group):
-                yield group_table(group, [])
+                yield (
+                    group_table(group, [])
+                    if group.tree is None
+                    else Stack(group_table(group, []), search_tree(group.tree))
+                )
         case "annotate":
             yield from _judged_groups(workspace, artefact)
         case "select" | "import":
@@ -144,6 +151,41 @@ def _said_of(one: Completion, judgements: Sequence[Judgement]) -> Iterator[str]:
             p = judgement.p_a if one.id == judgement.a else 1 - judgement.p_a
             verdict = "tie" if p == 0.5 else "[green]better[/]" if p > 0.5 else "worse"
             yield f"{verdict} {escape(judgement.annotator)}"
+
+
+def search_tree(tree: SearchTree) -> Tree:
+    """The steps of a search, the most visited ones; what it committed itself to is bold."""
+    often = sorted(range(1, len(tree.nodes)), key=lambda at: (-tree.nodes[at].visits, at))
+    kept = {
+        0,
+        *tree.committed,
+        *often[:NODES_SHOWN],
+    }  # a parent has as many visits as its children at least, and comes first
+    branches: dict[int, Tree] = {}
+    for number, node in enumerate(tree.nodes):
+        if number not in kept:
+            continue
+        line = f"{node.visits} visits, Q {node.q:+.3f}, value {node.value:.3f}"
+        if node.parent is None:
+            line = f"search by {escape(printable(tree.annotator))}: {tree.num_drawn} completions of {tree.num_tokens} tokens"
+            branches[number] = Tree(line)
+            continue
+        places = [str(place) for place, leaf in enumerate(tree.leaves) if leaf == number]
+        words = _one_line(node.text)
+        words = f"[bold]{words}[/]" if number in tree.committed else words
+        found = f" [green]#{', #'.join(places)}[/]" if places else ""
+        branches[number] = branches[node.parent].add(f"{words} [dim]{line}[/]{found}")
+    if len(kept) < len(tree.nodes):
+        branches[0].add(f"[dim]{len(tree.nodes) - len(kept)} more with fewer visits[/]")
+    return branches[0]
+
+
+def _one_line(text: str) -> str:
+    """A step, safe for a terminal and short enough for a branch."""
+    clean = " ".join(printable(text).split())
+    return (
+        escape(clean if len(clean) <= STEP_CHARACTERS else clean[:STEP_CHARACTERS] + " …") or "[dim](end)[/]"
+    )
 
 
 def pair_table(pair: PreferencePair) -> Table:

@@ -431,11 +431,11 @@ def plan(
     console.print(table)
     todo = {one.artefact.name for one in entries if not one.artefact.exists}
     sizes = pipeline.batch_sizes(x)
-    from prefloop.stages import labels_per_prompt
-
+    costs = pipeline.label_costs(x)
+    labels = sum(size * cost for size, cost in zip(sizes, costs, strict=True))
     console.print(
-        f"{len(todo)} of {len(seen)} artefacts to build; {sum(sizes) * labels_per_prompt(x)} labels per arm, "
-        f"{labels_per_prompt(x)} a prompt by {x.annotate.annotator.kind}"
+        f"{len(todo)} of {len(seen)} artefacts to build; {labels} labels per arm, "
+        f"{costs[-1]} a prompt by {x.annotate.annotator.kind}"
     )
 
 

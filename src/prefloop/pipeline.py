@@ -64,10 +64,10 @@ def online_loop(x: Experiment, do: Planner) -> Artefact:
             break  # the label budget is spent
         new = tuple(collect(x, do, policy, prompts, reward, sizes, b, version=i) for b in batches)
         collected = (*collected, *new)
-        pairs = (*offline, *(collected if x.policy.data == "accumulated" else new))
+        pairs = (*offline, *(one.pairs for one in (collected if x.policy.data == "accumulated" else new)))
         candidate = train(x, do, policy, reference, pairs, i)
         after = measure(x, do, candidate, prompts, reference, reward, start, measured)
-        reward_data = (*reward_data, *new)
+        reward_data = (*reward_data, *(one.labelled for one in new if one.labelled is not None))
         if reward is not None and x.reward.learns_from_labels and new and x.loop.refreshes_reward_after(i):
             reward = refreshed_reward(x, do, reference, reward, reward_data)
         policy, measured = gate(x, do, candidate, policy, (after, measured), prompts, reference, reward)
@@ -97,7 +97,7 @@ def first_reward(
         assert prompts is not None, "checked when the experiment was read"
         drawn = do(stages.draw_prompts(x, prompts, 0, sizes[0]))
         two = sampling_a_pair(x)
-        groups = do(stages.generate(two, policy, drawn, version=0, number=sizes[0]))
+        groups = do(stages.generate(two, policy, drawn, None, version=0, number=sizes[0]))
         judgements = do(stages.annotate(two, groups, None, number=sizes[0]))
         pairs.append(do(stages.select_pairs(x, groups, judgements)))
     return (do(stages.reward_model(x, policy, tuple(pairs))) if pairs else None), tuple(pairs)
@@ -113,13 +113,26 @@ def refreshed_reward(
 
 def sampling_a_pair(x: Experiment) -> Experiment:
     """The experiment with two completions a prompt where one comparison is asked: without a reward model to choose the
-    two worth asking about, more would be sampled in vain. Of mixed temperatures the first and the last are kept."""
+    two worth asking about, more would be sampled in vain. Of mixed temperatures the first and the last are kept. Where the
+    loop searches, these are plain samples: there is nothing to search by."""
+    if x.generate.engine.kind == "mcts":
+        x = x.model_copy(update={"generate": x.generate.plain})
     if x.annotate.asks != "one_pair":
         return x
     shares = x.generate.temperatures
     mixed = [one.model_copy(update={"count": 1}) for one in (shares[0], shares[-1])] if shares else None
     sampling = x.generate.model_copy(update={"num_completions": 2, "temperatures": mixed})
     return x.model_copy(update={"generate": sampling})
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What came of a label batch."""
+
+    pairs: Artefact
+    """For the policy."""
+    labelled: Artefact | None
+    """Pairs by the annotator, which reward models may learn from; None where nobody was asked."""
 
 
 def collect(
@@ -132,16 +145,21 @@ def collect(
     batch: int,
     *,
     version: int,
-) -> Artefact:
-    """One label batch: draw, perhaps invent, generate, annotate, select."""
+) -> Collected:
+    """One label batch: draw, perhaps invent, generate, annotate, select. Pairs of a search's steps need no annotator, who is
+    then asked only where the reward model learns from it."""
     assert prompts is not None, "checked when the experiment was read"
     size = sizes[1 + batch]
     drawn = do(stages.draw_prompts(x, prompts, sizes[0] + batch * x.loop.prompts_per_batch, size))
     if x.loop.prompt_sources:
         drawn = do(stages.invent_prompts(x, policy, prompts, drawn, version=version, number=size))
-    groups = do(stages.generate(x, policy, drawn, version=version, number=size))
+    groups = do(stages.generate(x, policy, drawn, reward, version=version, number=size))
+    steps = do(stages.select_pairs(x, groups, None)) if x.select.rule == "siblings" else None
+    if steps is not None and not x.needs_labels:
+        return Collected(steps, None)
     judgements = do(stages.annotate(x, groups, reward, number=size))
-    return do(stages.select_pairs(x, groups, judgements))
+    labelled = do(stages.select_pairs(x, groups, judgements), "reward_data" if steps else None)
+    return Collected(steps or labelled, labelled)
 
 
 def train(
@@ -222,17 +240,23 @@ def batch_sizes(x: Experiment) -> list[int]:
     wanted = [x.reward.seed_prompts] + [x.loop.prompts_per_batch] * x.loop.batches
     if x.loop.max_labels is None:
         return wanted
-    cost, left, sizes = stages.labels_per_prompt(x), x.loop.max_labels, []
-    for number in wanted:
-        size = min(number, left // cost)
+    costs, left, sizes = label_costs(x), x.loop.max_labels, []
+    for number, cost in zip(wanted, costs, strict=True):
+        size = min(number, left // cost) if cost else number
         left -= size * cost
         sizes.append(size)
     if x.reward.seed_prompts and not any(sizes[1:]):
         raise InputError(
-            f"loop.max_labels = {x.loop.max_labels}: the first reward model alone needs {wanted[0] * cost}, "
+            f"loop.max_labels = {x.loop.max_labels}: the first reward model alone needs {wanted[0] * costs[0]}, "
             "so nothing is left for the loop"
         )
     return sizes
+
+
+def label_costs(x: Experiment) -> list[int]:
+    """Labels that a prompt costs, in the first reward model's label batch and in every other."""
+    cost = stages.labels_per_prompt(x)
+    return [cost, *[cost if x.needs_labels else 0] * x.loop.batches]
 
 
 # --- planning and running --------------------------------------------------------------------------------------------
@@ -285,7 +309,8 @@ def sample(x: Experiment, workspace: Workspace, watcher: Watcher, policy: Artefa
     do = Planner(workspace)
     prompts = do(stages.all_prompts(x.prompts))
     policy = policy or do(stages.base_model(x))
-    groups = do(stages.generate(x, policy, prompts, version=0, number=None))
+    reward = do(stages.import_reward(x, x.reward.model)) if x.reward.model and x.search_uses_reward else None
+    groups = do(stages.generate(x, policy, prompts, reward, version=0, number=None))
     with disk_errors(workspace.root):
         for _ in build_all(workspace, do.entries, watcher):
             pass

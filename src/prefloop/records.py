@@ -14,6 +14,10 @@ Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 def content_id(*parts: object) -> str:
     """A 16-digit hexadecimal hash of JSON-serialisable parts."""
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
@@ -106,10 +110,17 @@ class Sampling(Record):
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int
+    search: Literal["mcts"] | None = Field(default=None, exclude_if=_is_none)
+    """What chose this completion among more that were drawn; then it is no sample of the policy, whatever its tokens are."""
 
     @property
     def is_plain(self) -> bool:
-        """Whether tokens were drawn from the policy as it is."""
+        """Whether the completion is a sample of the policy as it is."""
+        return self.draws_plainly and self.search is None
+
+    @property
+    def draws_plainly(self) -> bool:
+        """Whether each token was drawn from the policy as it is."""
         shaped = (self.temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty)
         return shaped == (1.0, 1.0, 0, 0.0, 1.0)
 
@@ -134,11 +145,52 @@ class Completion(Record):
     """How many times the collecting policy had been refreshed when it wrote this."""
 
 
+class TreeNode(Record):
+    """A step of a tree search: some tokens after those of its parent."""
+
+    parent: int | None
+    """Number of the node before; None for the root, which is the prompt."""
+    start: int
+    """Tokens of the completion before this step."""
+    token_ids: tuple[int, ...]
+    text: str
+    """The completion's text grows by this."""
+    prior: float
+    """What the policy thinks of the step: its probability, evened out over its length."""
+    visits: int
+    """Completions seen through this step, and returns to it where it is an end."""
+    q: float
+    """What the step gains: its value less the parent's, and what follows."""
+    value: float
+    """Mean score of the completions that it was found with."""
+    ends: bool
+    """Whether nothing follows."""
+
+
+class SearchTree(Record):
+    """How the completions of a group were found."""
+
+    annotator: str
+    """Who gave the values."""
+    nodes: tuple[TreeNode, ...]
+    """The root first, parents before children."""
+    committed: tuple[int, ...]
+    """Numbers of the nodes that the search went on from, the root first."""
+    leaves: tuple[int, ...]
+    """For each completion of the group, the last node that it runs through."""
+    num_drawn: int
+    """Completions that were drawn, those that were not kept included."""
+    num_tokens: int
+    """Tokens that were drawn for them."""
+
+
 class Group(Record):
     """A prompt and its K completions: the unit of generation, annotation and training."""
 
     prompt: Prompt
     completions: tuple[Completion, ...]
+    tree: SearchTree | None = Field(default=None, exclude_if=_is_none)
+    """Where a search found the completions."""
 
 
 class Score(Record):
@@ -199,6 +251,16 @@ class PreferencePair(Record):
     """The annotator's probability that `chosen` is better; 1 where it only ordered the two."""
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     annotator: str
+    prefix_tokens: int = Field(default=0, ge=0, exclude_if=lambda value: value == 0)
+    """Tokens that both completions begin with and that are not judged: the pair is about what follows them."""
+
+    @model_validator(mode="after")
+    def _prefix_is_shared(self) -> "PreferencePair":
+        if self.prefix_tokens:
+            shared = [(one.token_ids or ())[: self.prefix_tokens] for one in (self.chosen, self.rejected)]
+            if shared[0] != shared[1] or len(shared[0]) < self.prefix_tokens:
+                raise ValueError(f"the completions do not share their first {self.prefix_tokens} tokens")
+        return self
 
     @classmethod
     def of(
@@ -211,6 +273,7 @@ class PreferencePair(Record):
         annotator: str,
         p_chosen: float = 1.0,
         weight: float = 1.0,
+        prefix_tokens: int = 0,
     ) -> "PreferencePair":
         """A pair whose id is the hash of its completions' ids."""
         return cls(
@@ -222,6 +285,7 @@ class PreferencePair(Record):
             p_chosen=p_chosen,
             weight=weight,
             annotator=annotator,
+            prefix_tokens=prefix_tokens,
         )
 
 

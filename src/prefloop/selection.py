@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prefloop.config import SelectionRule, SelectSection
+from prefloop.config import ScoreRule, SelectSection
 from prefloop.records import Comparison, Completion, Group, Judgement, PreferencePair, Refusal, Score
+from prefloop.siblings import sibling_pairs
 
 Ranked = Sequence[tuple[Completion, float]]
 
@@ -26,7 +27,7 @@ class Choice(NamedTuple):
 
 def choose(
     scores: Sequence[float],
-    rule: SelectionRule,
+    rule: ScoreRule,
     *,
     lengths: Sequence[int],
     length_penalty: float,
@@ -48,7 +49,7 @@ def choose(
     return Choice(first, second, values[first] - values[second])
 
 
-def _candidates(values: Sequence[float], rule: SelectionRule, seed: Sequence[int]) -> tuple[int, int]:
+def _candidates(values: Sequence[float], rule: ScoreRule, seed: Sequence[int]) -> tuple[int, int]:
     best = values.index(max(values))
     others = [index for index in range(len(values)) if index != best]
     match rule:
@@ -67,9 +68,7 @@ def _candidates(values: Sequence[float], rule: SelectionRule, seed: Sequence[int
             return 0, 1
 
 
-def propose(
-    group: Group, scores: Mapping[str, float] | None, rule: SelectionRule, seed: int
-) -> Choice | None:
+def propose(group: Group, scores: Mapping[str, float] | None, rule: ScoreRule, seed: int) -> Choice | None:
     """The two completions worth asking about: by the reward model's scores, or two random different texts."""
     different = _different_texts(group)
     if len(different) < 2:
@@ -101,6 +100,8 @@ def pairs_of(
     group: Group, judgements: Sequence[Judgement], options: SelectSection, *, seed: int
 ) -> tuple[list[PreferencePair], str | None]:
     """The pairs of one group, or none and the reason: `short`, `tie`, `identical` or `refused`."""
+    if options.rule == "siblings":
+        return sibling_pairs(group, options)
     scores = [one for one in judgements if isinstance(one, Score)]
     comparisons = [one for one in judgements if isinstance(one, Comparison)]
     if not scores and not comparisons:
@@ -125,7 +126,7 @@ def _one_pair(
     lengths = [length_of(completion, options.length_unit) for completion, _ in ranked]
     picked = choose(
         [score for _, score in ranked],
-        options.rule,
+        options.score_rule,
         lengths=lengths,
         length_penalty=options.length_penalty,
         seed=(seed, int(group.prompt.id, 16)),

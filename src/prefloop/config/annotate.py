@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 from prefloop.config.section import NOT_HASHED, Section
 from prefloop.config.source import Source
 
-SelectionRule = Literal["max_min", "max_random", "max_max", "max_min_penalised", "random", "first_two"]
+ScoreRule = Literal["max_min", "max_random", "max_max", "max_min_penalised", "random", "first_two"]
+"""Rules on the scores of a group."""
+SelectionRule = ScoreRule | Literal["siblings"]
 
 
 class RewardModelAnnotator(Section):
@@ -202,7 +204,7 @@ SCORING_KINDS = frozenset({"reward_model", "rule", "function", "rule_model", "co
 COMPARING_KINDS = frozenset({"pairwise", "judge", "human"})
 
 
-def uses_loop_reward(annotator: Annotator) -> bool:
+def uses_loop_reward(annotator: Section) -> bool:
     """Whether the annotator is the loop's own reward model, or has it as a part."""
     part = annotator.preference if isinstance(annotator, CompositeAnnotator) else annotator
     return isinstance(part, RewardModelAnnotator | PairwiseAnnotator) and part.model is None
@@ -243,7 +245,8 @@ class SelectSection(Section):
     """Which two completions of a group become a preference pair."""
 
     rule: SelectionRule = "max_min"
-    """Rule on the scores; with one comparison per prompt the compared two are the pair."""
+    """Rule on the scores; with one comparison per prompt the compared two are the pair. `siblings` takes steps of a tree
+    search instead, the best against the worst that begin alike."""
     length_penalty: float = Field(default=0.0, ge=0)
     """For `max_min_penalised`: subtracted from the score per unit of length."""
     length_unit: Literal["characters", "tokens"] = "characters"
@@ -252,6 +255,11 @@ class SelectSection(Section):
     """Margins are multiplied by this."""
     pairs_per_prompt: Literal["one", "all"] = "one"
     """`all` makes a pair of every two completions the annotator ranked apart, weighted to one per prompt."""
+
+    @property
+    def score_rule(self) -> ScoreRule:
+        """The rule on scores, which is `max_min` where pairs for the policy come from elsewhere."""
+        return "max_min" if self.rule == "siblings" else self.rule
 
 
 SimulatedAnnotator.model_rebuild()

@@ -71,13 +71,13 @@ class Experiment(Section):
             raise ValueError(
                 f"generate.num_completions = {self.generate.num_completions}: selection {self.select.rule} needs at least 2"
             )
-        if self.loop.batches and not self.has_reward_model and self._uses_loop_reward():
+        if self.needs_labels and not self.has_reward_model and self._uses_loop_reward():
             raise ValueError(
                 "annotate.annotator: reward_model needs a reward model; set reward.model, reward.data, "
                 "or annotate.annotator.model"
             )
         if (
-            self.loop.batches
+            self.needs_labels
             and self._uses_loop_reward()
             and self._compares() != (not self.reward.objective.gives_scores)
         ):
@@ -86,6 +86,9 @@ class Experiment(Section):
                 f"annotate.annotator: {self.annotate.annotator.kind} cannot use the loop's reward model, which {can}; "
                 "choose the other of reward_model and pairwise, or name a model"
             )
+        problem = self._search_problem()
+        if problem is not None:
+            raise ValueError(problem)
         if self.reward.seed_prompts and (
             self.annotate.annotator.kind == "reward_model" or self._uses_loop_reward()
         ):
@@ -116,6 +119,22 @@ class Experiment(Section):
             raise ValueError("model.template: a built-in model has a template and a terminator of its own")
         return self
 
+    def _search_problem(self) -> str | None:
+        engine = self.generate.engine
+        if engine.kind != "mcts":
+            if self.loop.batches and self.select.rule == "siblings":
+                return "select.rule: siblings are the steps of a tree search; set generate.engine.kind=mcts"
+            return None
+        if self.search_uses_reward:
+            if not self.has_reward_model:
+                return (
+                    "generate.engine.value: reward needs a reward model; set reward.model, reward.data or "
+                    "reward.seed_prompts, or name another scorer"
+                )
+            if not self.reward.objective.gives_scores:
+                return f"generate.engine.value: reward needs one that scores; {self.reward.objective.kind} compares"
+        return None
+
     def _uses_loop_reward(self) -> bool:
         return uses_loop_reward(self.annotate.annotator)
 
@@ -126,6 +145,26 @@ class Experiment(Section):
     def needs_prompts(self) -> bool:
         """Whether anything is sampled for training or for the gate."""
         return bool(self.loop.batches or self.reward.seed_prompts or self.loop.gate.metric != "none")
+
+    @property
+    def search_uses_reward(self) -> bool:
+        """Whether completions are searched for by the loop's own reward model."""
+        engine = self.generate.engine
+        return engine.kind == "mcts" and uses_loop_reward(engine.value)
+
+    @property
+    def labels_teach_reward(self) -> bool:
+        """Whether the reward model is trained anew on what the loop's label batches say."""
+        return (
+            self.has_reward_model
+            and self.reward.learns_from_labels
+            and any(self.loop.refreshes_reward_after(i) for i in range(self.loop.iterations))
+        )
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether anybody reads the annotator's verdicts on the loop's label batches: step pairs are the search's own."""
+        return bool(self.loop.batches) and (self.select.rule != "siblings" or self.labels_teach_reward)
 
     @property
     def has_reward_model(self) -> bool:

@@ -2,8 +2,15 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from prefloop.config.annotate import (
+    CompositeAnnotator,
+    FunctionAnnotator,
+    RewardModelAnnotator,
+    RuleAnnotator,
+    RuleModelAnnotator,
+)
 from prefloop.config.section import NOT_HASHED, Section, default_kind
 from prefloop.config.source import Source
 
@@ -89,7 +96,68 @@ class RecordedEngine(Section):
 
 PolicyEngine = HfEngine | RemoteEngine | VllmEngine
 """Those that run a policy."""
-Engine = Annotated[PolicyEngine | RecordedEngine, Field(discriminator="kind"), default_kind("hf")]
+
+
+class SelfEvaluation(Section):
+    """The policy judges its own completions: how likely it answers A rather than B."""
+
+    kind: Literal["self"]
+    """Name of the scorer."""
+    template: str = "auto"
+    """Question with {context} and {completion} that A affirms and B denies; `auto` asks whether the answer is good."""
+
+
+SearchValue = Annotated[
+    SelfEvaluation
+    | RewardModelAnnotator
+    | RuleAnnotator
+    | FunctionAnnotator
+    | RuleModelAnnotator
+    | CompositeAnnotator,
+    Field(discriminator="kind"),
+    BeforeValidator(lambda value: VALUE_NAMES.get(value, value) if isinstance(value, str) else value),
+]
+VALUE_NAMES = {"reward": {"kind": "reward_model"}, "self": {"kind": "self"}}
+"""What a value may be called for short."""
+
+
+class MctsEngine(Section):
+    """Monte Carlo tree search over the steps of a completion (arXiv:2405.00451), on top of an engine that samples."""
+
+    kind: Literal["mcts"]
+    """Name of the engine."""
+    engine: Annotated[PolicyEngine, default_kind("hf")] = HfEngine()
+    """Who draws the continuations."""
+    value: SearchValue = RewardModelAnnotator(kind="reward_model")
+    """What scores whole completions: `reward` (the loop's own reward model), `self`, or a scorer as annotators name them."""
+    iterations: int = Field(default=16, ge=1)
+    """Nodes visited before the search commits itself to a step and goes on from there."""
+    depth: int = Field(default=4, ge=1)
+    """Steps beyond the committed ones that are searched."""
+    first_actions: int = Field(default=4, ge=2)
+    """Completions drawn for the prompt."""
+    actions: int = Field(default=2, ge=2)
+    """Ways to go on from any other node; one of them is the completion that found the node."""
+    step: Literal["sentence", "line"] | Annotated[int, Field(ge=1)] = "sentence"
+    """Where a step ends: with a sentence, with a line, or after so many tokens."""
+    exploration: float = Field(default=1.0, ge=0)
+    """Weight of the policy's prior and of few visits against the values, whose range in the tree counts as 1."""
+    length_power: float = Field(default=1.25, ge=0)
+    """The prior of a step is exp(log-probability / tokens ^ length_power)."""
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """What follows a step counts for so much of its own gain."""
+    same_from: float = Field(default=0.95, gt=0, le=1)
+    """Steps from the same node that share this part of their characters are one; 1 joins only equal texts."""
+
+    @property
+    def fewest_drawn(self) -> int:
+        """Completions drawn before the first commitment, where none of them ends early."""
+        return self.first_actions + (self.iterations - 1) * (self.actions - 1)
+
+
+Engine = Annotated[
+    PolicyEngine | MctsEngine | RecordedEngine, Field(discriminator="kind"), default_kind("hf")
+]
 
 
 class TemperatureShare(Section):
@@ -140,7 +208,7 @@ class GenerateSection(Section):
 
     @model_validator(mode="after")
     def _engine_can(self) -> "GenerateSection":
-        if self.engine.kind != "vllm":
+        if self.sampling_engine.kind != "vllm":
             return self
         if self.min_p and self.top_p < 1:
             raise ValueError(
@@ -151,3 +219,36 @@ class GenerateSection(Section):
                 low, high = VLLM_TEMPERATURES
                 raise ValueError(f"temperature = {one.temperature:g}: vLLM takes 0, or {low:g} to {high:g}")
         return self
+
+    @model_validator(mode="after")
+    def _search_has_choice(self) -> "GenerateSection":
+        if not isinstance(self.engine, MctsEngine):
+            return self
+        if self.temperatures is not None:
+            raise ValueError("temperatures: a search draws all continuations at one `temperature`")
+        if self.temperature == 0:
+            raise ValueError(
+                "temperature = 0: greedy continuations are all the same, so there is nothing to search"
+            )
+        if self.num_completions > self.engine.fewest_drawn:
+            raise ValueError(
+                f"num_completions = {self.num_completions}: the search may draw only {self.engine.fewest_drawn} completions "
+                "(first_actions + (iterations - 1) * (actions - 1)); give it more iterations, or ask for fewer"
+            )
+        return self
+
+    @property
+    def sampling_engine(self) -> PolicyEngine:
+        """Who draws tokens: the engine itself, the one below a search, or the embedded one where a file is replayed."""
+        match self.engine:
+            case MctsEngine(engine=below):
+                return below
+            case RecordedEngine():
+                return HfEngine()
+            case engine:
+                return engine
+
+    @property
+    def plain(self) -> "GenerateSection":
+        """The same without search or replay."""
+        return self.model_copy(update={"engine": self.sampling_engine})

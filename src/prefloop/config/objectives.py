@@ -45,7 +45,8 @@ class DpoObjective(PairObjective):
     kind: Literal["dpo"] = "dpo"
     """Name of the objective."""
     beta: Beta = 0.1
-    label_smoothing: Smoothing = 0.0
+    label_smoothing: Smoothing | Literal["pair"] = 0.0
+    """Assumed probability that a label is wrong; `pair` takes it from each pair's own `p_chosen`."""
 
 
 class RobustObjective(PairObjective):

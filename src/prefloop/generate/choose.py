@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prefloop.batches import Codec
-from prefloop.config import GenerateSection, PolicyEngine, RuntimeSection
+from prefloop.config import GenerateSection, MctsEngine, PolicyEngine, RuntimeSection
 from prefloop.generate.groups import Author, PolicyGenerator
+from prefloop.generate.mcts import TreeGenerator, one_at_a_time
 from prefloop.generate.sampling import Sampler
+from prefloop.interfaces import Scorer
 from prefloop.modeling import Dtype, in_dtype, load_codec, load_policy, settle
 
 
@@ -28,6 +30,26 @@ def policy_generator(
     with _sampler(folder, codec, engine, options, seed=seed, runtime=runtime, dtype=dtype) as sampler:
         author = Author(folder.parent.name, version)
         yield PolicyGenerator(sampler, codec, options, seed=seed, author=author)
+
+
+@contextlib.contextmanager
+def tree_generator(
+    folder: Path,
+    engine: MctsEngine,
+    options: GenerateSection,
+    scorer: Scorer,
+    *,
+    seed: int,
+    version: int,
+    runtime: RuntimeSection,
+    dtype: Dtype,
+) -> Iterator[TreeGenerator]:
+    """A generator that searches with the engine below it, by the values of a scorer."""
+    below = one_at_a_time(options)
+    with policy_generator(
+        folder, engine.engine, below, seed=seed, version=version, runtime=runtime, dtype=dtype
+    ) as plain:
+        yield TreeGenerator(plain, scorer, engine, options.num_completions)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from prefloop.batches import Codec
 from prefloop.config import GenerateSection
@@ -63,8 +64,16 @@ class PolicyGenerator:
             for index, (one, temperature) in enumerate(zip(sampled, temperatures, strict=True))
         )
 
-    def completion(self, prompt: Prompt, index: int, sampled: Sampled, temperature: float) -> Completion:
-        """What is written down of the completion with this place in its group."""
+    def completion(
+        self,
+        prompt: Prompt,
+        index: int,
+        sampled: Sampled,
+        temperature: float,
+        *,
+        search: Literal["mcts"] | None = None,
+    ) -> Completion:
+        """What is written down of the completion with this place among those drawn; `search` says what will choose it."""
         options = self.options
         sampling = Sampling(
             temperature=temperature,
@@ -73,6 +82,7 @@ class PolicyGenerator:
             min_p=options.min_p,
             repetition_penalty=options.repetition_penalty,
             seed=self.seed,
+            search=search,
         )
         tokens = sampled.token_ids
         text = sampled.text if tokens is None else self.codec.decode(tokens)
@@ -85,7 +95,7 @@ class PolicyGenerator:
             text=text,
             token_ids=tokens,
             token_logps=_rounded(sampled.token_logps),
-            sampled_logps=None if sampling.is_plain else _rounded(sampled.sampled_logps),
+            sampled_logps=None if sampling.draws_plainly else _rounded(sampled.sampled_logps),
             finish_reason=sampled.finish_reason,
             sampling=sampling,
             policy=self.author.policy,

@@ -29,6 +29,8 @@ class PairLogps:
     """Tokens of the rejected completions, [B]."""
     label_margins: Tensor | None = None
     """How strongly the label prefers, [B]: the score difference, or a strength."""
+    p_chosen: Tensor | None = None
+    """How likely the label is right, [B]; None where that is certain."""
     baseline: Tensor | None = None
     """Scalar that bco_pair (mean reward) or kto (KL to the reference) compares with; without one, 0."""
     log_ratios: LogRatioSection = field(default_factory=LogRatioSection)

@@ -50,11 +50,13 @@ def step_baseline(pair: PairLogps, foreign: Tensor, objective: Objective) -> Ten
 # --- the margin ------------------------------------------------------------------------------------------------------
 
 
-def dpo_loss(pair: PairLogps, *, beta: float, label_smoothing: float) -> Tensor:
+def dpo_loss(pair: PairLogps, *, beta: float, label_smoothing: float | Literal["pair"]) -> Tensor:
     """DPO, Eq. 7 of arXiv:2305.18290; with label smoothing the conservative form, in which that share of labels is wrong.
 
     log 2 where policy and reference agree.
     """
+    if label_smoothing == "pair":
+        return _logistic(beta * pair.margins, 0.0 if pair.p_chosen is None else 1 - pair.p_chosen)
     return _logistic(beta * pair.margins, label_smoothing)
 
 

@@ -1,9 +1,11 @@
 """Stages that collect labels: prompts, completions, judgements, preference pairs."""
 
+import contextlib
 import itertools
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefloop import data, selection
 from prefloop.config import Experiment, SourceSection, hashed, uses_loop_reward
@@ -26,6 +28,7 @@ from prefloop.stages.shared import (
     sample_all,
     sampled,
     sampling,
+    searching,
     share,
     source_config,
     stage_seed,
@@ -44,6 +47,10 @@ from prefloop.store import (
     write_json,
     write_rows,
 )
+
+if TYPE_CHECKING:
+    from prefloop.generate.groups import PolicyGenerator
+    from prefloop.generate.mcts import TreeGenerator
 
 GROUPS_PER_CHUNK = 32
 
@@ -65,9 +72,19 @@ def import_pairs(x: Experiment, source: SourceSection, role: str) -> Stage:
     )
 
 
-def generate(x: Experiment, policy: Artefact, drawn: Artefact, *, version: int, number: int | None) -> Stage:
-    """Completions of one label batch by the current policy."""
-    recorded = x.generate.engine.source if x.generate.engine.kind == "recorded" else None
+def generate(
+    x: Experiment,
+    policy: Artefact,
+    drawn: Artefact,
+    reward: Artefact | None,
+    *,
+    version: int,
+    number: int | None,
+) -> Stage:
+    """Completions of one label batch by the current policy; a tree search may go by the reward model."""
+    engine = x.generate.engine
+    recorded = engine.source if engine.kind == "recorded" else None
+    guide = reward if x.search_uses_reward else None
 
     def body(build: Build) -> None:
         wanted = read_records(drawn.path / "prompts.jsonl", Prompt)
@@ -79,8 +96,7 @@ def generate(x: Experiment, policy: Artefact, drawn: Artefact, *, version: int, 
             for rows in chunks(build, file, wanted, GROUPS_PER_CHUNK):
                 file.append(sampled(build, file, generator, rows, len(wanted)), items=len(rows))
         else:
-            seed = stage_seed(x, "generate")
-            with sampling(x, policy, version=version, seed=seed, dtype=x.model.dtype) as generator:
+            with _policy_generator(x, policy, guide, version) as generator:
                 sample_all(x, policy, build, file, generator, wanted)
         groups = read_records(file.path, Group)
         gap = None if recorded else compared_with_trainer(x, policy, groups)
@@ -90,20 +106,58 @@ def generate(x: Experiment, policy: Artefact, drawn: Artefact, *, version: int, 
             {"prompt_too_long" if not recorded else "short": len(wanted) - len(groups)},
         )
         build.stats = {**text_statistics(groups), "policy_version": version, "trainer_gap": gap}
+        if engine.kind == "mcts":
+            build.stats["search"] = _search_statistics(groups)
 
     config = {**without_paths(x.generate, "engine"), "version": version, "seed": x.seed}
-    config["engine"] = engine_config(x)
-    inputs = {"prompts": drawn} if recorded else {"policy": policy, "prompts": drawn}
-    completions = "recorded completions" if recorded else f"x {x.generate.num_completions} completions"
-    return Stage(
-        "generate",
-        2,
-        config,
-        inputs,
-        body,
-        external=digests(groups=recorded),
-        work=f"{'all' if number is None else number} prompts {completions}",
-    )
+    config["engine"] = engine_config(engine)
+    inputs: dict[str, Artefact | None] = {"prompts": drawn}
+    if recorded is None:
+        inputs = {"policy": policy, "prompts": drawn}
+    external = digests(groups=recorded)
+    if engine.kind == "mcts":
+        inputs["reward"] = guide
+        external |= annotator_digests(engine.value)
+    work = f"{'all' if number is None else number} prompts {_completions_of(x)}"
+    return Stage("generate", 2, config, inputs, body, external=external, work=work)
+
+
+def _completions_of(x: Experiment) -> str:
+    engine, number = x.generate.engine, x.generate.num_completions
+    match engine.kind:
+        case "recorded":
+            return "recorded completions"
+        case "mcts":
+            by = "reward" if x.search_uses_reward else engine.value.kind
+            return f"x {number} completions by tree search, {engine.iterations} iterations a step, values by {by}"
+        case _:
+            return f"x {number} completions"
+
+
+@contextlib.contextmanager
+def _policy_generator(
+    x: Experiment, policy: Artefact, guide: Artefact | None, version: int
+) -> "Iterator[PolicyGenerator | TreeGenerator]":
+    """What makes groups of the policy's completions: sampling, or a search."""
+    seed = stage_seed(x, "generate")
+    if x.generate.engine.kind == "mcts":
+        with searching(x, policy, guide, version=version, seed=seed, dtype=x.model.dtype) as search:
+            yield search
+    else:
+        with sampling(x, policy, version=version, seed=seed, dtype=x.model.dtype) as plain:
+            yield plain
+
+
+def _search_statistics(groups: Sequence[Group]) -> dict[str, Any]:
+    """What the trees of all groups cost and hold."""
+    trees = [group.tree for group in groups if group.tree is not None]
+    return {
+        "completions_drawn": sum(one.num_drawn for one in trees),
+        "tokens_drawn": sum(one.num_tokens for one in trees),
+        "mean_nodes": mean([len(one.nodes) for one in trees]),
+        "mean_committed": mean([len(one.committed) - 1 for one in trees]),
+        "values_by": tally(one.annotator for one in trees),
+    }
 
 
 def labels_per_prompt(x: Experiment) -> int:
@@ -163,7 +217,7 @@ def annotate(x: Experiment, groups: Artefact, reward: Artefact | None, *, number
         config,
         {"groups": groups, "reward": reward_used},
         body,
-        external=annotator_digests(x),
+        external=annotator_digests(section.annotator),
         work=f"{number * labels_per_prompt(x)} labels by {section.annotator.kind}",
     )
 
@@ -287,20 +341,21 @@ def _gold_agreement(
     return share([(one.p_a > 0.5) == (gold[one.a] > gold[one.b]) for one in decided]) if decided else None
 
 
-def select_pairs(x: Experiment, groups: Artefact, judgements: Artefact) -> Stage:
-    """Preference pairs of one label batch."""
+def select_pairs(x: Experiment, groups: Artefact, judgements: Artefact | None) -> Stage:
+    """Preference pairs of one label batch: from judgements, or without any from the steps of a tree search."""
+    section = x.select.model_copy(update={"rule": x.select.score_rule}) if judgements else x.select
 
     def body(build: Build) -> None:
         rows = read_records(groups.path / "groups.jsonl", Group)
         by_prompt: dict[str, list[Judgement]] = {}
-        for one in read_judgements(judgements.path / "judgements.jsonl"):
+        for one in read_judgements(judgements.path / "judgements.jsonl") if judgements else ():
             by_prompt.setdefault(one.prompt_id, []).append(one)
         pairs: list[PreferencePair] = []
         dropped: Counter[str] = Counter()
         used = 0
         for group in rows:
             found, reason = selection.pairs_of(
-                group, by_prompt.get(group.prompt.id, []), x.select, seed=stage_seed(x, "select")
+                group, by_prompt.get(group.prompt.id, []), section, seed=stage_seed(x, "select")
             )
             pairs += found
             used += bool(found)
@@ -315,5 +370,6 @@ def select_pairs(x: Experiment, groups: Artefact, judgements: Artefact) -> Stage
             "mean_length_rejected": mean([len(one.rejected.text) for one in pairs]),
         }
 
-    config = {**hashed(x.select), "seed": x.seed}
-    return Stage("select", 1, config, {"groups": groups, "judgements": judgements}, body, work=x.select.rule)
+    config = {**hashed(section), "seed": x.seed}
+    inputs = {"groups": groups, "judgements": judgements} if judgements else {"groups": groups}
+    return Stage("select", 1, config, inputs, body, work=section.rule)

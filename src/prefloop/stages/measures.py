@@ -35,7 +35,7 @@ def evaluate(
     `split` is `evaluation` or `gate`. `start` and `previous` are the evaluations of the SFT policy and of the policy
     before, to compare with prompt by prompt.
     """
-    embedded = x.generate.engine.kind in ("hf", "recorded")  # those sample with the embedded engine
+    embedded = x.generate.sampling_engine.kind == "hf"
 
     def body(build: Build) -> None:
         from prefloop.evaluate.measure import measure
@@ -52,7 +52,7 @@ def evaluate(
             temperatures=None,
         ) as generator:
             # servers compute as they were started; they and others may hold another policy than the one that is measured
-            dtype = None if x.generate.engine.kind == "remote" else "float32"
+            dtype = None if x.generate.sampling_engine.kind == "remote" else "float32"
             sample_all(x, policy, build, file, generator, wanted, check=not embedded, dtype=dtype)
         groups = read_records(file.path, Group)
         if not groups:
@@ -83,7 +83,7 @@ def evaluate(
     section = without_paths(x.evaluate, "prompts", "num_prompts", "num_samples_shown")
     shape = without_paths(x.generate, "engine", "num_completions", "temperature", "temperatures")
     if not embedded:
-        shape["engine"] = engine_config(x)
+        shape["engine"] = engine_config(x.generate.sampling_engine)
     config = {"evaluate": section, "sampling": shape, "split": split, "seed": x.seed}
     inputs = {
         "policy": policy,

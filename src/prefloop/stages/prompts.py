@@ -156,7 +156,7 @@ def invent_prompts(
     shape = without_paths(x.generate, "engine", "num_completions", "temperatures")
     config = {
         "sources": [hashed(one) for one in x.loop.prompt_sources],
-        "sampling": shape | {"engine": engine_config(x)},
+        "sampling": shape | {"engine": engine_config(x.generate.sampling_engine)},
         "version": version,
         "seed": x.seed,
     }

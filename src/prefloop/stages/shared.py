@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel
 
 from prefloop import data, tales
-from prefloop.config import Experiment, GoldScorer, HfEngine, SourceSection, hashed
+from prefloop.config import (
+    Annotator,
+    CompositeAnnotator,
+    Engine,
+    Experiment,
+    GoldScorer,
+    SearchValue,
+    SourceSection,
+    hashed,
+)
 from prefloop.containers import hub_commit
 from prefloop.interfaces import Generator, InputError, Scorer
 from prefloop.records import Group, Judgement, PreferencePair, Prompt, content_id, judgement_adapter
@@ -17,6 +26,7 @@ from prefloop.store import Artefact, Build, RowFile, digest_path, read_json, rea
 
 if TYPE_CHECKING:
     from prefloop.generate.groups import PolicyGenerator
+    from prefloop.generate.mcts import TreeGenerator
     from prefloop.modeling import Dtype
 
 Item = TypeVar("Item")
@@ -51,15 +61,14 @@ def sampling(
 ) -> "Iterator[PolicyGenerator]":
     """A generator of the policy by the experiment's engine, which computes in `dtype`; `changes` replace keys of `generate`.
 
-    Where the engine runs no policy, the embedded one samples.
+    Where the engine runs no policy, the embedded one samples; where it searches, the one below it.
     """
     from prefloop.generate.choose import policy_generator
 
-    engine = x.generate.engine
     with policy_generator(
         model_folder(policy),
-        HfEngine() if engine.kind == "recorded" else engine,
-        x.generate.model_copy(update=changes),
+        x.generate.sampling_engine,
+        x.generate.plain.model_copy(update=changes),
         seed=seed,
         version=version,
         runtime=x.runtime,
@@ -68,11 +77,38 @@ def sampling(
         yield generator
 
 
-def engine_config(x: Experiment) -> Any:
-    """What of the engine enters a key: its kind, and options that change what it samples."""
-    values = hashed(x.generate.engine)
-    values.pop("source", None)  # by content
-    return values if len(values) > 1 else x.generate.engine.kind
+@contextlib.contextmanager
+def searching(
+    x: Experiment,
+    policy: Artefact,
+    reward: Artefact | None,
+    *,
+    version: int,
+    seed: int,
+    dtype: "Dtype" = "float32",
+) -> "Iterator[TreeGenerator]":
+    """A generator that searches, by the values that the experiment's engine names."""
+    from prefloop.generate.choose import tree_generator
+
+    engine = x.generate.engine
+    assert engine.kind == "mcts", "the caller knows"
+    with tree_generator(
+        model_folder(policy),
+        engine,
+        x.generate,
+        search_scorer(x, engine.value, policy, reward),
+        seed=seed,
+        version=version,
+        runtime=x.runtime,
+        dtype=dtype,
+    ) as generator:
+        yield generator
+
+
+def engine_config(engine: Engine) -> Any:
+    """What of an engine enters a key: its kind, and options that change what it samples."""
+    values = without_paths(engine, "source")  # a source enters by content
+    return values if len(values) > 1 else engine.kind
 
 
 def sampled(
@@ -92,7 +128,7 @@ def sample_all(
     policy: Artefact,
     build: Build,
     file: RowFile,
-    generator: "PolicyGenerator",
+    generator: "PolicyGenerator | TreeGenerator",
     wanted: Sequence[Prompt],
     *,
     check: bool = True,
@@ -121,7 +157,7 @@ def compared_with_trainer(
     folder = model_folder(policy)
     codec = load_codec(folder)
     module = LogpsModule(load_policy(folder, x.runtime), pad_id=codec.pad_id, runtime=x.runtime)
-    engine = x.generate.engine
+    engine = x.generate.sampling_engine
     given = engine.dtype if engine.kind == "remote" and engine.dtype != "auto" else None
     return compare_with_trainer(
         groups, module, codec, x.runtime, dtype=dtype or x.model.dtype, engine_dtype=given
@@ -185,7 +221,18 @@ def annotator_scorer(x: Experiment, reward: Artefact | None) -> Scorer:
     )
 
 
-def gold_scorer(x: Experiment, section: GoldScorer, reward: Artefact | None) -> Scorer:
+def search_scorer(x: Experiment, section: SearchValue, policy: Artefact, reward: Artefact | None) -> Scorer:
+    """What a tree search goes by; it costs no labels."""
+    if section.kind == "self":
+        from prefloop.annotate.self_evaluation import load_self_evaluation
+        from prefloop.modeling import settle
+
+        settle(x.runtime)
+        return load_self_evaluation(model_folder(policy), section, x.runtime)
+    return gold_scorer(x, section, reward)
+
+
+def gold_scorer(x: Experiment, section: GoldScorer | CompositeAnnotator, reward: Artefact | None) -> Scorer:
     """The scorer that a section names, for measuring; it costs no labels."""
     from prefloop.annotate.choose import scorer
 
@@ -224,8 +271,7 @@ def loop_reward_scorer(x: Experiment, reward: Artefact, *, labels: int) -> Score
     )
 
 
-def annotator_digests(x: Experiment) -> dict[str, str]:
-    annotator = x.annotate.annotator
+def annotator_digests(annotator: Annotator | SearchValue) -> dict[str, str]:
     match annotator.kind:
         case "recorded":
             return {"recorded": data.source_digest(SourceSection(path=annotator.path))}

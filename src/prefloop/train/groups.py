@@ -57,26 +57,32 @@ class PairGroup:
 def grouped(
     pairs: Sequence[PreferencePair], codec: Codec, grouping: Grouping, *, per_prompt: bool
 ) -> list[PairGroup]:
-    """Groups in the order of their first pair. `per_prompt` scales weights so that each prompt counts once in all."""
-    by_key: dict[str, list[PreferencePair]] = {}
+    """Groups in the order of their first pair. `per_prompt` scales weights so that each prompt counts once in all.
+
+    What the completions of a pair begin with and the pair is not about is read with the prompt: it is computed once, and no
+    objective counts its tokens.
+    """
+    by_key: dict[tuple[object, ...], list[PreferencePair]] = {}
     for number, pair in enumerate(pairs):
-        by_key.setdefault(pair.prompt.id if grouping == "prompt" else str(number), []).append(pair)
+        prefix = (pair.chosen.token_ids or ())[: pair.prefix_tokens]
+        by_key.setdefault((pair.prompt.id, *prefix) if grouping == "prompt" else (number,), []).append(pair)
     groups = [_group(same, codec) for same in by_key.values()]
     return [_scaled(group) for group in groups] if per_prompt else groups
 
 
 def _group(pairs: Sequence[PreferencePair], codec: Codec) -> PairGroup:
-    messages = pairs[0].prompt.messages
+    messages, before = pairs[0].prompt.messages, pairs[0].prefix_tokens
+    prefix = (pairs[0].chosen.token_ids or ())[:before]
     number: dict[str, int] = {}
     # files number the completions of each pair anew, so that equal ones can have different ids
     completions: dict[tuple[int, ...], int] = {}
     for pair in pairs:
         for side in (pair.chosen, pair.rejected):
             if side.id not in number:
-                ids = tuple(codec.completion_ids(messages, side))
+                ids = tuple(codec.completion_ids(messages, side))[before:]
                 number[side.id] = completions.setdefault(ids, len(completions))
     return PairGroup(
-        TokenGroup(tuple(codec.prompt_ids(messages)), tuple(completions)),
+        TokenGroup((*codec.prompt_ids(messages), *prefix), tuple(completions)),
         tuple(
             Pair(number[one.chosen.id], number[one.rejected.id], one.p_chosen, one.margin, one.weight, one.id)
             for one in pairs

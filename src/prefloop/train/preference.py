@@ -294,6 +294,7 @@ def _terms(
         lengths[index.chosen],
         lengths[index.rejected],
         label_margins=index.margins,
+        p_chosen=index.p_chosen,
         log_ratios=options.log_ratios,
     )
     weights = index.weights
