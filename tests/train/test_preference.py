@@ -13,7 +13,7 @@ from prefloop.forward import LogpsModule, all_token_logps
 from prefloop.interfaces import InputError, no_progress
 from prefloop.launch import run_job
 from prefloop.modeling import load_codec, load_policy
-from prefloop.records import Message, PreferencePair, Prompt, file_completion
+from prefloop.records import Completion, Message, PreferencePair, Prompt, file_completion
 from prefloop.train.groups import grouped, ranks, with_foreign
 from prefloop.train.preference import PolicyJob, Preferences, encode_pairs, train_policy
 
@@ -295,3 +295,74 @@ def test_without_a_reference_none_is_loaded(tiny_model, tmp_path):
 def test_combinations_without_a_meaning_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         PolicySection(**options)
+
+
+# --- pairs about what follows a shared beginning ---------------------------------------------------------------------
+
+
+def step_pair(prefix_tokens: int) -> PreferencePair:
+    """Two ways to go on from the same three tokens; with no prefix, two completions that happen to begin alike."""
+    prompt = Prompt.of((Message(role="user", content="Write about a fox named Ada and a map."),))
+    sides = [
+        Completion(id=str(number), prompt_id=prompt.id, text="", token_ids=(300, 301, 302, *tail))
+        for number, tail in enumerate(((310, 311, 312, 313), (320, 321)))
+    ]
+    return PreferencePair.of(
+        prompt, *sides, margin=1.0, annotator="test", p_chosen=0.75, prefix_tokens=prefix_tokens
+    )
+
+
+def loss_and_gradients(tiny_model, pair: PreferencePair, **options):
+    """The loss of one pair under a policy that has moved away from the reference, and its gradients."""
+    codec, section = load_codec(tiny_model), PolicySection(**options)
+    model = load_policy(tiny_model, RUNTIME)
+    reference = LogpsModule(load_policy(tiny_model, RUNTIME), pad_id=codec.pad_id, runtime=RUNTIME)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for one in model.parameters():
+            one.add_(0.02 * torch.randn_like(one))
+    module = LogpsModule(model, pad_id=codec.pad_id, runtime=RUNTIME)
+    (group,), _ = encode_pairs([pair], codec, section, seed=0)
+    (logps,) = all_token_logps(reference, [group.tokens], RUNTIME)
+    loss, _ = Preferences(module, section).loss(module, [replace(group, reference=tuple(logps))])
+    loss.backward()
+    return group, loss.item(), [one.grad for one in model.parameters()]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, "pair"])
+def test_for_dpo_a_shared_prefix_cancels_so_that_reading_it_with_the_prompt_changes_nothing(
+    tiny_model, smoothing
+):
+    options = {"objective": {"kind": "dpo", "label_smoothing": smoothing}}
+    whole, loss, gradients = loss_and_gradients(tiny_model, step_pair(0), **options)
+    apart, other, others = loss_and_gradients(tiny_model, step_pair(3), **options)
+    assert [len(one) for one in whole.tokens.completions] == [7, 5]
+    assert [len(one) for one in apart.tokens.completions] == [4, 2]
+    assert apart.tokens.prompt_ids == (*whole.tokens.prompt_ids, 300, 301, 302)
+    assert other == pytest.approx(loss, abs=1e-6)
+    assert max(float(one.abs().max()) for one in gradients) > 1e-3
+    for a, b in zip(gradients, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-6)
+
+
+def test_objectives_that_count_tokens_count_only_those_after_the_prefix(tiny_model):
+    """The likelihood per token of RAFT, by a plain forward pass: the mean over four tokens, and over seven."""
+    options = {"objective": {"kind": "raft"}}
+    group, loss, _ = loss_and_gradients(tiny_model, step_pair(3), **options)
+    _, whole, _ = loss_and_gradients(tiny_model, step_pair(0), **options)
+    model = load_policy(tiny_model, RUNTIME)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for one in model.parameters():
+            one.add_(0.02 * torch.randn_like(one))
+        ids = torch.tensor([[*group.tokens.prompt_ids, *group.tokens.completions[0]]])
+        logps = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:].unsqueeze(1)).squeeze(1)
+    assert loss == pytest.approx(float(-logps[-4:].mean()), abs=1e-5)
+    assert whole == pytest.approx(float(-logps[-7:].mean()), abs=1e-5)
+
+
+def test_pairs_of_a_prompt_share_a_row_only_where_they_begin_alike(tiny_model):
+    groups, _ = encode_pairs(
+        [step_pair(0), step_pair(3), step_pair(3)], load_codec(tiny_model), PolicySection(), seed=0
+    )
+    assert [len(one.pairs) for one in groups] == [1, 2]

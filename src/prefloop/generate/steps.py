@@ -13,6 +13,8 @@ from prefloop.batches import Codec
 from prefloop.generate.tree import Step
 from prefloop.records import Completion
 
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+"""What tokenizers write for bytes that are no character yet."""
 LINE = re.compile(r"\S[^\n]*\n+")
 SENTENCE = re.compile(r"\S.*?(?:[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』）]*|\n+)", re.DOTALL)
 """Ends at the mark of an abbreviation too, which only makes a shorter step."""
@@ -30,13 +32,18 @@ def cutter(codec: Codec, step: Literal["sentence", "line"] | int) -> Callable[[C
         else:
             found = (SENTENCE if step == "sentence" else LINE).search(text, len(before))
             end = _first_with(codec, tokens, start, found.end()) if found else len(tokens)
-        while not text.startswith(after := codec.decode(tokens[:end])):
+        while not _is_whole(after := codec.decode(tokens[:end]), text) and end < len(tokens):
             end += 1
         if not text[len(after) :].strip():
             end, after = len(tokens), text
         return Step(end, after[len(before) :])
 
     return cut
+
+
+def _is_whole(part: str, text: str) -> bool:
+    """Whether a text begins with this part, however it may go on: an unfinished character is never its end."""
+    return text.startswith(part) and not part.endswith(UNFINISHED)
 
 
 def _first_with(codec: Codec, tokens: tuple[int, ...], start: int, characters: int) -> int:
