@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="policies, each with prompts of its own")
     parser.add_argument("--prompts", type=int, default=48, help="of each seed")
     parser.add_argument("--num-completions", type=int, default=8, help="K")
-    parser.add_argument("--iterations", type=int, default=8, help="of the search, a step")
+    parser.add_argument("--iterations", type=int, default=16, help="of the search, a step")
     parser.add_argument("--labels", type=int, default=512, help="comparisons for the reward model")
     parser.add_argument("--sft-steps", type=int, default=SFT.max_steps, help="training of the policy")
     options = parser.parse_args()
@@ -84,10 +84,10 @@ def one_seed(
     prompts = prompts[seed * options.prompts : (seed + 1) * options.prompts]
     reward = reward_model(policy, asked, folder / "reward", seed)
     number = options.num_completions
+    pools = sample(policy, prompts, seed, MOST_SAMPLES)
     for guide, scorer in (("gold", GOLD), ("reward model", reward)):
         trees = search(policy, scorer, prompts, seed, number, options.iterations)
         costs = [group.tree.num_tokens for group in trees if group.tree is not None]
-        pools = sample(policy, prompts, seed, MOST_SAMPLES)
         afforded = [within(pool, cost) for pool, cost in zip(pools, costs, strict=True)]
         ways = {
             f"{number} samples": [one.model_copy(update={"completions": one.completions[:number]}) for one in pools],

@@ -621,3 +621,12 @@ def test_kl_estimators_average_to_the_exact_divergence():
 
 def test_dpo_can_be_called_without_a_section():
     close(dpo_loss(EQUAL, beta=0.1, label_smoothing=0.0), 0.693147)
+
+
+def test_dpo_can_take_each_pairs_own_word_for_how_sure_its_label_is():
+    # log-ratio margins of 10 at beta 0.1: 0.75 * 0.313262 + 0.25 * 1.313262, and with p = 0.5 their mean
+    two = pair_of([6.0, 6.0], [-4.0, -4.0], [0.0, 0.0], [0.0, 0.0], p_chosen=[0.75, 0.5])
+    close(dpo_loss(two, beta=0.1, label_smoothing="pair"), [0.563262, 0.813262])
+    sure = replace(two, p_chosen=None)
+    close(dpo_loss(sure, beta=0.1, label_smoothing="pair"), [0.313262, 0.313262])
+    close(dpo_loss(two, beta=0.1, label_smoothing=0.0), [0.313262, 0.313262])
