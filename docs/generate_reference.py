@@ -32,6 +32,8 @@ PART_NAMES = {
     "RuleAnnotator": "Scorer: rule",
     "FunctionAnnotator": "Scorer: function",
     "RuleModelAnnotator": "Scorer: rule_model",
+    "CompositeAnnotator": "Scorer: composite",
+    "HfEngine": "Engine: hf",
 }
 """Titles of sections that are used in several places."""
 

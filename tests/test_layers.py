@@ -12,7 +12,7 @@ FLOORS = [
         "records", "interfaces", "config", "store", "tales", "containers", "fields", "formats", "data", "verdicts", "export",
         "tracking", "launch", "servers",
     },
-    {"losses", "selection", "statistics"},
+    {"losses", "selection", "siblings", "statistics"},
     {"attention", "decoding", "lean", "batches", "modeling", "forward", "reward", "trunks"},
     {"generate", "annotate", "train", "evaluate"},
     {"stages", "pipeline"},
@@ -23,6 +23,7 @@ PARTS = FLOORS[3]
 HEAVY = {"torch", "transformers", "accelerate", "peft", "datasets", "wandb", "trackio", "tensorboard", "vllm"}
 STARTS_WITHOUT_TORCH = FLOORS[0] | {
     "selection",
+    "siblings",
     "statistics",
     "stages",
     "pipeline",

@@ -194,6 +194,7 @@ def test_the_trees_of_many_prompts_grow_in_the_same_batches(tiny_model):
     together, engine = scripted(tiny_model, answer)
     list(together.generate(PROMPTS))
     assert [len(call) for call in engine.calls[:2]] == [15, 5]
+    assert [[one.place for one in call] for call in engine.calls[:2]] == [list(range(15)), list(range(5))]
     assert len(engine.calls) < 2 * calls
 
 

@@ -46,7 +46,7 @@ class DpoObjective(PairObjective):
     """Name of the objective."""
     beta: Beta = 0.1
     label_smoothing: Smoothing | Literal["pair"] = 0.0
-    """Assumed probability that a label is wrong; `pair` takes it from each pair's own `p_chosen`."""
+    """Assumed probability that a label is wrong, below 0.5; `pair` takes it from each pair's own `p_chosen`."""
 
 
 class RobustObjective(PairObjective):

@@ -1,7 +1,7 @@
 """Candidates by tree search: many prompts' trees grow side by side, on any engine that continues token ids.
 
 Every node is completed by the policy and its completions are scored whole, because that is what reward models and rules are
-made for, and because then every token that was drawn belongs to an answer that can be kept (decision 11).
+made for, and because then every token that was drawn belongs to an answer that can be kept (decision 12).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -71,7 +71,8 @@ class TreeGenerator:
     def _draw(self, waiting: Sequence["_Growing"]) -> list[list[Drawn]]:
         """What each tree wants, drawn and scored together."""
         requests = [request for one in waiting for request in one.requests()]
-        sampled = iter(list(self.plain.sampler.sample(requests)))
+        placed = [request._replace(place=place) for place, request in enumerate(requests)]
+        sampled = iter(list(self.plain.sampler.sample(placed)))
         completions = [
             [self._completion(one, number, next(sampled)[0]) for number in one.numbers()] for one in waiting
         ]
