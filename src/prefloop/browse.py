@@ -173,6 +173,7 @@ def search_tree(tree: SearchTree) -> Tree:
         places = [str(place) for place, leaf in enumerate(tree.leaves) if leaf == number]
         words = _one_line(node.text)
         words = f"[bold]{words}[/]" if number in tree.committed else words
+        words += " [dim](end)[/]" if node.ends else ""
         found = f" [green]#{', #'.join(places)}[/]" if places else ""
         branches[number] = branches[node.parent].add(f"{words} [dim]{line}[/]{found}")
     if len(kept) < len(tree.nodes):
@@ -183,9 +184,7 @@ def search_tree(tree: SearchTree) -> Tree:
 def _one_line(text: str) -> str:
     """A step, safe for a terminal and short enough for a branch."""
     clean = " ".join(printable(text).split())
-    return (
-        escape(clean if len(clean) <= STEP_CHARACTERS else clean[:STEP_CHARACTERS] + " …") or "[dim](end)[/]"
-    )
+    return escape(clean if len(clean) <= STEP_CHARACTERS else clean[:STEP_CHARACTERS] + " …")
 
 
 def pair_table(pair: PreferencePair) -> Table:

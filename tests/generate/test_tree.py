@@ -6,7 +6,7 @@ import random
 import pytest
 
 from prefloop.config import MctsEngine
-from prefloop.generate.tree import Drawn, Step, Tree, length_prior, likeness, puct
+from prefloop.generate.tree import Drawn, Step, Tree, alike, length_prior, puct
 from prefloop.records import Completion
 
 
@@ -87,10 +87,14 @@ def test_the_prior_is_evened_out_over_the_length():
     assert length_prior(-6.0, 5, power=1.0) == pytest.approx(math.exp(-1.2))
 
 
-def test_likeness_is_the_share_of_common_characters():
+def test_texts_are_alike_by_the_share_of_their_common_characters():
     # 2 * 3 / (4 + 4)
-    assert likeness("abcd", "abxd") == pytest.approx(0.75)
-    assert (likeness("abc", "abc"), likeness("abc", "xyz"), likeness("", "")) == (1.0, 0.0, 1.0)
+    assert alike("abcd", "abxd", 0.75)
+    assert not alike("abcd", "abxd", 0.76)
+    # the same characters, but of "ab" and "ba" only one is in order
+    assert not alike("ab", "ba", 0.6)
+    assert alike("abc", "abc", 1.0)
+    assert not alike("a" * 99 + "b", "a" * 99 + "c", 1.0)
 
 
 # --- a search by hand ------------------------------------------------------------------------------------------------

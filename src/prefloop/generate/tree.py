@@ -184,7 +184,7 @@ class Tree:
     def _same(self, node: Node, tokens: tuple[int, ...], text: str, ends: bool) -> bool:
         if node.token_ids == tokens:
             return True
-        return node.ends == ends and likeness(node.text, text) >= self.options.same_from
+        return node.ends == ends and alike(node.text, text, self.options.same_from)
 
     def _learn(self, leaf: Node, visits: int) -> None:
         """Backs up: visits, then Q = r + gamma V from the leaf to the root."""
@@ -256,8 +256,11 @@ def length_prior(logp: float, num_tokens: int, *, power: float) -> float:
     return math.exp(logp / num_tokens**power)
 
 
-def likeness(a: str, b: str) -> float:
-    """Share of the characters of two texts that they have in common, in order; 1 for equal texts."""
-    if a == b:
-        return 1.0
-    return difflib.SequenceMatcher(None, a, b, autojunk=False).ratio()
+def alike(a: str, b: str, share: float) -> bool:
+    """Whether two texts have this share of their characters in common, in order; 1 takes only equal texts."""
+    if a == b or share == 1:
+        return a == b
+    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
+    return (
+        matcher.quick_ratio() >= share and matcher.ratio() >= share
+    )  # the first is an upper bound, and quick
