@@ -34,8 +34,6 @@ REWARD = config.RewardSection(
 RUNTIME = config.RuntimeSection(device="cpu", threads=1)
 GOLD = RuleScorer(config.RuleAnnotator(kind="rule", rule="tales"))
 MAX_NEW_TOKENS = 120
-MOST_SAMPLES = 64
-"""Independent samples of a prompt, of which as many count as the search's tokens buy."""
 
 
 class Kept(NamedTuple):
@@ -56,6 +54,10 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=48, help="of each seed")
     parser.add_argument("--num-completions", type=int, default=8, help="K")
     parser.add_argument("--iterations", type=int, default=16, help="of the search, a step")
+    parser.add_argument("--actions", type=int, default=2, help="of the search, at a node")
+    parser.add_argument(
+        "--most-samples", type=int, default=64, help="of a prompt, of which as many count as tokens buy"
+    )
     parser.add_argument("--labels", type=int, default=512, help="comparisons for the reward model")
     parser.add_argument("--sft-steps", type=int, default=SFT.max_steps, help="training of the policy")
     options = parser.parse_args()
@@ -84,9 +86,10 @@ def one_seed(
     prompts = prompts[seed * options.prompts : (seed + 1) * options.prompts]
     reward = reward_model(policy, asked, folder / "reward", seed)
     number = options.num_completions
-    pools = sample(policy, prompts, seed, MOST_SAMPLES)
+    pools = sample(policy, prompts, seed, options.most_samples)
     for guide, scorer in (("gold", GOLD), ("reward model", reward)):
-        trees = search(policy, scorer, prompts, seed, number, options.iterations)
+        engine = config.MctsEngine(kind="mcts", iterations=options.iterations, actions=options.actions)
+        trees = search(policy, scorer, prompts, seed, number, engine)
         costs = [group.tree.num_tokens for group in trees if group.tree is not None]
         afforded = [within(pool, cost) for pool, cost in zip(pools, costs, strict=True)]
         ways = {
@@ -135,17 +138,12 @@ def sample(policy: Path, prompts: Sequence[Prompt], seed: int, number: int) -> l
 
 
 def search(
-    policy: Path, scorer: Scorer, prompts: Sequence[Prompt], seed: int, number: int, iterations: int
+    policy: Path, scorer: Scorer, prompts: Sequence[Prompt], seed: int, number: int, engine: config.MctsEngine
 ) -> list[Group]:
     """What a tree search finds."""
-    engine = config.MctsEngine(kind="mcts", iterations=iterations)
-    options = config.GenerateSection(
-        num_completions=number, max_new_tokens=MAX_NEW_TOKENS, engine=engine
-    )  # fmt: skip
+    options = config.GenerateSection(num_completions=number, max_new_tokens=MAX_NEW_TOKENS, engine=engine)
     model, codec, author = load_policy(policy, RUNTIME), load_codec(policy), Author("policy", 0)
-    plain = hf_generator(
-        model, codec, one_at_a_time(options), seed=seed, author=author, runtime=RUNTIME
-    )  # fmt: skip
+    plain = hf_generator(model, codec, one_at_a_time(options), seed=seed, author=author, runtime=RUNTIME)
     return list(TreeGenerator(plain, scorer, engine, number).generate(prompts))
 
 
@@ -157,7 +155,8 @@ def within(pool: Group, num_tokens: int) -> Group:
             break
         kept.append(one)
         num_tokens -= len(one.token_ids or ())
-    assert num_tokens <= 0, "MOST_SAMPLES are too few"
+    if num_tokens > 0:
+        raise SystemExit("the tokens of a search buy more samples: give more --most-samples")
     return pool.model_copy(update={"completions": tuple(kept)})
 
 
@@ -181,7 +180,7 @@ def described(kept: Sequence[Kept], search: Sequence[Kept]) -> str:
         own, other = ([getattr(one, name) for one in rows] for rows in (kept, search))
         lead = mean_interval(
             [b - a for a, b in zip(own, other, strict=True)], confidence=0.95, resamples=10_000
-        )  # fmt: skip
+        )
         assert lead is not None, "there are prompts"
         text = f"{name} {mean(own):5.2f}"
         if kept is not search:

@@ -56,3 +56,33 @@ def test_whole_rankings_and_shuffled_pairs_are_trained_on_as_many_tokens(tiny_mo
     ways = ["whole rankings", "shuffled pairs, a prompt counts once", "shuffled pairs, all alike"]
     assert [line[:38].strip() for line in lines] == ways
     assert "whole rankings lead by   0.0 (0.0 to 0.0)" in lines[0]
+
+
+@pytest.mark.slow
+def test_a_search_is_set_beside_samples_of_the_same_number_and_of_the_same_tokens(tmp_path):
+    done = subprocess.run(
+        [
+            *(
+                sys.executable,
+                EXAMPLES / "tree_search.py",
+                "--seeds",
+                "1",
+                "--prompts",
+                "2",
+                "--labels",
+                "16",
+            ),
+            *("--num-completions", "4", "--iterations", "4", "--sft-steps", "2"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("guided by")] == [
+        line for line in lines if "tokens a prompt" in line
+    ]
+    ways = [line[2:30].strip() for line in lines if line.startswith("  ")]
+    assert ways == ["4 samples", "samples of as many tokens", "search"] * 2
