@@ -40,7 +40,7 @@ test-deepspeed: dev ## Run the tests that need DeepSpeed, which stays outside th
 	PYTHONPATH=$(VENV)/deepspeed $(BIN)/python -m pytest -m deepspeed $(PYTEST_ARGS)
 
 test-vllm: $(VENV)/vllm/.installed ## Run the tests that need vLLM, which gets an environment on top of .venv
-	$(VENV)/vllm/bin/python -m pytest -m vllm $(PYTEST_ARGS)
+	PREFLOOP_VLLM_PYTHON=$(abspath $(VENV))/vllm/bin/python $(VENV)/vllm/bin/python -m pytest -m vllm $(PYTEST_ARGS)
 
 check: lint types test ## Everything a change must pass
 

@@ -34,6 +34,8 @@ PART_NAMES = {
     "RuleModelAnnotator": "Scorer: rule_model",
     "CompositeAnnotator": "Scorer: composite",
     "HfEngine": "Engine: hf",
+    "RemoteEngine": "Engine: remote",
+    "VllmEngine": "Engine: vllm",
 }
 """Titles of sections that are used in several places."""
 
