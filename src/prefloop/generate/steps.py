@@ -16,7 +16,7 @@ from prefloop.records import Completion
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What tokenizers write for bytes that are no character yet."""
 LINE = re.compile(r"\S[^\n]*\n+")
-SENTENCE = re.compile(r"\S.*?(?:[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』）]*|\n+)", re.DOTALL)
+SENTENCE = re.compile(r"\S.*?(?:[.!?…]++[\"'”’)\]]*+(?=\s)|[。！？]+[”’」』）]*|\n+)", re.DOTALL)
 """Ends at the mark of an abbreviation too, which only makes a shorter step."""
 
 
