@@ -212,7 +212,7 @@ class _Engine:
         if on_cpu:
             # what vLLM compiles even in eager mode needs a C++ compiler and a minute, for a sum over the vocabulary
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-        from vllm import LLM  # pyright: ignore[reportAttributeAccessIssue]
+        from vllm import LLM  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
         self._sleeps = start.sleeps and not on_cpu
         self._llm = LLM(
@@ -247,7 +247,7 @@ class _Engine:
         yield None
 
     def sample(self, asks: Sequence[Ask]) -> Iterator[tuple[int, tuple[Answer, ...]]]:
-        from vllm import SamplingParams, TokensPrompt  # pyright: ignore[reportAttributeAccessIssue]
+        from vllm import SamplingParams, TokensPrompt  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
         # keys of other weights are wrong, and those of earlier prompts would make a chunk depend on what came before
