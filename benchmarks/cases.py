@@ -106,12 +106,15 @@ class Case:
 
     @property
     def flops(self) -> float:
-        """Floating-point operations that the tokens that count need: training passes, and the reference once for DPO."""
-        shape, with_head = SHAPES[self.model], self.task == "dpo"
+        """Floating-point operations that the tokens that count need: training passes, and the reference once for DPO; one
+        forward pass for what is sampled."""
+        shape, with_head = SHAPES[self.model], self.task in ("dpo", "generate")
         forward = sum(
             forward_flops(shape, one.prompt, one.completions, with_head=with_head)
             for one in self.data.lengths()
         )
+        if self.task == "generate":
+            return forward
         passes = 2 if self.lora_rank else 3  # frozen weights need no gradient of their own
         return forward * (passes * self.epochs + with_head)
 
@@ -121,7 +124,7 @@ class Side:
     """Who does the work, and with which settings."""
 
     label: str
-    framework: Literal["prefloop", "trl", "transformers", "continuous_batching"]
+    framework: Literal["prefloop", "trl", "transformers", "continuous_batching", "vllm"]
     microbatch: int = 0
     """Pairs in one forward pass of TRL, tokens in one of prefloop; 0 finds TRL's best, and leaves prefloop its default."""
     gradient_checkpointing: bool = False

@@ -1,17 +1,27 @@
-"""Sampling, prefloop's hf engine against transformers' `generate` and its continuous batching.
+"""Sampling: prefloop's hf engine, transformers' `generate` and continuous batching, and vLLM where it is installed.
 
 Works: `group` (8 completions a prompt) and `single` (one). No token ends a completion, so that both sides write as many.
 """
 
+import importlib.util
+
 from benchmarks.cases import Case, Dtype, Side
 from benchmarks.common import Bench, Options, parse
-from benchmarks.rows import Row, Runs, Target, compared, peak_growth_mb, sampled_tokens_per_s
+from benchmarks.rows import (
+    Row,
+    Runs,
+    Target,
+    compared,
+    peak_growth_mb,
+    sampled_tokens_per_s,
+    share_of_matmul,
+)
 
 COMPLETIONS = {"group": 8, "single": 1}
 TIMES = {"group": 3.0, "single": 1.0}
 """How many times as many tokens a second as the peer."""
 PROMPTS, PROMPT, NEW_TOKENS = 4, 256, 128
-PEER, BATCHED = "generate", "continuous batching"
+PEER, BATCHED, VLLM = "generate", "continuous batching", "vLLM"
 
 
 def main() -> None:
@@ -22,17 +32,20 @@ def main() -> None:
             for model in options.models:
                 for dtype in options.dtypes:
                     case = case_of(work, model, dtype, options)
-                    bench.rows += rows_of(work, case, bench.compare(case, peers(options)))
+                    bench.rows += rows_of(work, case, bench.compare(case, peers(options)), bench.rates)
         bench.finish()
 
 
 def peers(options: Options) -> list[Side]:
-    """transformers' two ways to sample."""
+    """transformers' two ways to sample, and vLLM."""
     malloc = options.environment()
-    return [
+    found = [
         Side(PEER, "transformers", microbatch=1, environment=malloc),
         Side(BATCHED, "continuous_batching", microbatch=1, environment=malloc),
     ]
+    if importlib.util.find_spec("vllm") is not None:
+        found.append(Side(VLLM, "vllm", microbatch=1))
+    return found
 
 
 def case_of(work: str, model: str, dtype: Dtype, options: Options) -> Case:
@@ -45,13 +58,15 @@ def case_of(work: str, model: str, dtype: Dtype, options: Options) -> Case:
     return Case(name, "generate", model, dtype, data, data.num_prompts)
 
 
-def rows_of(work: str, case: Case, runs: Runs) -> list[Row]:
-    """Speed and memory."""
+def rows_of(work: str, case: Case, runs: Runs, rates: dict[str, float]) -> list[Row]:
+    """Speed and memory, and the share of the machine's matmul rate: a step reads all weights and keys for few rows."""
+    others = [one for one in (BATCHED, VLLM) if one in runs]
     return [
         compared(case.name, "tokens/s", runs, PEER, sampled_tokens_per_s(case), Target(TIMES[work])),
-        compared(case.name, "tokens/s", runs, BATCHED, sampled_tokens_per_s(case)),
+        *(compared(case.name, "tokens/s", runs, one, sampled_tokens_per_s(case)) for one in others),
+        compared(case.name, "share of matmul rate", runs, PEER, share_of_matmul(case, rates)),
         compared(case.name, "peak growth, MB", runs, PEER, peak_growth_mb),
-        compared(case.name, "peak growth, MB", runs, BATCHED, peak_growth_mb),
+        *(compared(case.name, "peak growth, MB", runs, one, peak_growth_mb) for one in others),
     ]
 
 

@@ -56,6 +56,8 @@ def measure(case: Case, side: Side, folders: dict[str, Path], threads: int) -> M
             from benchmarks.transformers_side import run
         case "continuous_batching":
             from benchmarks.transformers_side import run_batched as run
+        case "vllm":
+            from benchmarks.vllm_side import run
     small = replace(
         case,
         model=WARM_UP,
