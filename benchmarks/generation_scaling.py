@@ -4,7 +4,6 @@ Works: `completions` (K a prompt), `prompt` (its tokens), `batch` (prompts side 
 beside the results.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ from benchmarks.cases import Case, Dtype
 from benchmarks.common import Bench, Options, parse
 from benchmarks.generation import PEER, case_of, peers
 from benchmarks.rows import Row, Runs, compared, peak_growth_mb, sampled_tokens_per_s
-from benchmarks.scaling import draw
+from benchmarks.scaling import cases, draw
 
 WORKS = {"completions": (1, 2, 4, 8, 16), "prompt": (64, 256, 1024), "batch": (1, 4, 16)}
 AXES = {
@@ -27,7 +26,7 @@ def main() -> None:
     options = parse(__doc__, works=tuple(WORKS), dtypes=("bfloat16",))
     points: list[dict[str, Any]] = []
     with Bench("generation_scaling", options) as bench:
-        for work, size, case in cases(options):
+        for work, size, case in cases(options, WORKS, _case):
             runs = bench.compare(case, peers(options)[:1])
             bench.rows += rows_of(case, runs)
             speed = sampled_tokens_per_s(case)
@@ -37,15 +36,6 @@ def main() -> None:
             )
         bench.finish(points=points)
     draw(points, options.results / "generation_scaling.png", WORKS, AXES, peer=PEER, measure="tokens/s")
-
-
-def cases(options: Options) -> Iterator[tuple[str, int, Case]]:
-    """Every point of every curve."""
-    for work in options.works:
-        for model in options.models:
-            for dtype in options.dtypes:
-                for size in WORKS[work]:
-                    yield work, size, _case(work, size, model, dtype, options)
 
 
 def _case(work: str, size: int, model: str, dtype: Dtype, options: Options) -> Case:

@@ -4,7 +4,7 @@ Works: `completions` (reward model on all pairs of K ranked completions), `promp
 (DPO on more pairs). Draws `scaling.png` beside the results.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def main() -> None:
     options = replace(options, peer_microbatch=options.peer_microbatch or PEER_MICROBATCH)
     points: list[dict[str, Any]] = []
     with Bench("scaling", options) as bench:
-        for work, size, case in cases(options):
+        for work, size, case in cases(options, WORKS, _case):
             peers = (
                 [Side("TRL", "trl", environment=options.environment())] if size <= PEER_UP_TO[work] else []
             )
@@ -45,13 +45,17 @@ def main() -> None:
     draw(points, target, WORKS, AXES, peer="TRL", measure="µs a token that counts")
 
 
-def cases(options: Options) -> Iterator[tuple[str, int, Case]]:
+def cases(
+    options: Options,
+    sizes: Mapping[str, Sequence[int]],
+    make: Callable[[str, int, str, Dtype, Options], Case],
+) -> Iterator[tuple[str, int, Case]]:
     """Every point of every curve."""
     for work in options.works:
         for model in options.models:
             for dtype in options.dtypes:
-                for size in WORKS[work]:
-                    yield work, size, _case(work, size, model, dtype, options)
+                for size in sizes[work]:
+                    yield work, size, make(work, size, model, dtype, options)
 
 
 def _case(work: str, size: int, model: str, dtype: Dtype, options: Options) -> Case:
