@@ -84,7 +84,7 @@ def test_killed_servers_end_a_run_that_goes_on_to_the_same_file(fake_server, com
     assert "no server answered for 0.4 s" in out and all(one.url in out for one in dying)
     (partial,) = (tmp_path / "w" / "artefacts").glob("generate-*.partial/groups.jsonl")
     kept = len(partial.read_text().splitlines())
-    assert 0 < kept < 40
+    assert 16 < kept < 40  # more than the first chunk: of the one under way, what was answered
     well = fake_server()
     code, out = command([well], chat)
     assert code == 0, out

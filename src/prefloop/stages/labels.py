@@ -94,7 +94,8 @@ def generate(
 
             generator = RecordedGenerator(data.read_groups(recorded).rows)
             for rows in chunks(build, file, wanted, GROUPS_PER_CHUNK):
-                file.append(sampled(build, file, generator, rows, len(wanted)), items=len(rows))
+                for groups, items in sampled(build, file, generator, rows, len(wanted)):
+                    file.append(groups, items=items)
         else:
             with _policy_generator(x, policy, guide, version) as generator:
                 sample_all(x, policy, build, file, generator, wanted)

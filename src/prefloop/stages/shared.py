@@ -19,7 +19,7 @@ from prefloop.config import (
     hashed,
 )
 from prefloop.containers import hub_commit
-from prefloop.interfaces import Generator, InputError, Scorer
+from prefloop.interfaces import Generator, InputError, Scorer, Unavailable
 from prefloop.records import Group, Judgement, PreferencePair, Prompt, content_id, judgement_adapter
 from prefloop.statistics import distinct_n
 from prefloop.store import Artefact, Build, RowFile, digest_path, read_json, read_records
@@ -111,18 +111,6 @@ def engine_config(engine: Engine) -> Any:
     return values if len(values) > 1 else engine.kind
 
 
-def sampled(
-    build: Build, file: RowFile, generator: Generator, prompts: Sequence[Prompt], total: int
-) -> list[Group]:
-    """The groups of a chunk of prompts, without those that got no completions; tells how far it is meanwhile."""
-    found = []
-    for number, group in enumerate(generator.generate(prompts), 1):
-        build.progress(file.items + number, total, file.path.stem)
-        if group.completions:
-            found.append(group)
-    return found
-
-
 def sample_all(
     x: Experiment,
     policy: Artefact,
@@ -135,12 +123,30 @@ def sample_all(
     dtype: "Dtype | None" = None,
 ) -> None:
     """Samples the prompts that the file has no groups of yet; the first groups are checked before any is written."""
-    for rows in chunks(build, file, wanted, generator.prompts_per_chunk):
-        found = sampled(build, file, generator, rows, len(wanted))
-        if found and check:
-            compared_with_trainer(x, policy, found, dtype=dtype)
-            check = False
-        file.append(found, items=len(rows))
+    for chunk in chunks(build, file, wanted, generator.prompts_per_chunk):
+        for groups, items in sampled(build, file, generator, chunk, len(wanted)):
+            if groups and check:
+                compared_with_trainer(x, policy, groups, dtype=dtype)
+                check = False
+            file.append(groups, items=items)
+
+
+def sampled(
+    build: Build, file: RowFile, generator: Generator, prompts: Sequence[Prompt], total: int
+) -> Iterator[tuple[list[Group], int]]:
+    """The groups of a chunk of prompts, without those that got no completions, and the number of prompts that they answer;
+    tells how far it is meanwhile. Where servers fail in the middle, gives what came before."""
+    found: list[Group] = []
+    number = 0
+    try:
+        for number, group in enumerate(generator.generate(prompts), 1):
+            build.progress(file.items + number, total, file.path.stem)
+            if group.completions:
+                found.append(group)
+    except Unavailable:
+        yield found, number
+        raise
+    yield found, number
 
 
 def compared_with_trainer(
