@@ -16,7 +16,7 @@ FLOORS = [
     {"attention", "decoding", "lean", "batches", "modeling", "forward", "reward", "trunks"},
     {"generate", "annotate", "train", "evaluate"},
     {"stages", "pipeline"},
-    {"cli", "browse", "chat", "doctor", "tokens", "report", "card"},
+    {"cli", "screen", "browse", "chat", "doctor", "tokens", "report", "card"},
 ]  # fmt: skip
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 PARTS = FLOORS[3]
@@ -28,6 +28,7 @@ STARTS_WITHOUT_TORCH = FLOORS[0] | {
     "stages",
     "pipeline",
     "cli",
+    "screen",
     "browse",
     "doctor",
     "tokens",

@@ -1,6 +1,6 @@
 """The command line: `prefloop run`, `plan`, `status`, `show`, `report` and friends.
 
-Everything that prints is here. Commands other than `run`, `quickstart`, `chat` and `reward-card` start without torch.
+How a run is drawn is in `screen.py`. Commands other than `run`, `quickstart`, `chat` and `reward-card` start without torch.
 """
 
 import contextlib
@@ -11,13 +11,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
@@ -26,20 +25,24 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
 from prefloop import __version__, config, pipeline
-from prefloop.config import MAIN_ARM, Experiment
+from prefloop.config import Experiment
 from prefloop.interfaces import InputError, PrefloopError
 from prefloop.interfaces import Progress as Report
-from prefloop.pipeline import Entry, Watcher
 from prefloop.records import Group
+from prefloop.screen import (
+    Screen,
+    console,
+    duration,
+    print_results,
+    summary,
+    table_of,
+)
 from prefloop.store import Artefact, Workspace, garbage, read_records, remove
 
-console = Console(emoji=False)  # text from data and models may hold :names:
 errors = Console(stderr=True, emoji=False)
 app = typer.Typer(
     help="Online iterative RLHF: SFT, reward model, generate, annotate, select, train, evaluate, and round again.",
@@ -131,12 +134,12 @@ def _run(x: Experiment, workspace: Workspace, *, command: str) -> None:
     started = time.monotonic()
     with Screen(workspace) as screen, _interruptible(screen, command):
         entries = pipeline.run(x, workspace, screen)
-    _print_results(x, entries)
+    print_results(x, entries)
     from prefloop.report import write_report
 
     page = write_report(workspace, x.name)
     console.print(
-        f"\nDone in {_duration(time.monotonic() - started)}. Report: [link=file://{page.resolve()}]{page}[/link]",
+        f"\nDone in {duration(time.monotonic() - started)}. Report: [link=file://{page.resolve()}]{page}[/link]",
         soft_wrap=True,
     )
 
@@ -181,208 +184,6 @@ def warnings_of(x: Experiment) -> list[str]:
     return found
 
 
-class Screen(Watcher):
-    """Draws a run: one line a finished stage, a bar with the time left for the one under way."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self._workspace = workspace
-        self._bars = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", style="dim"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._bar: Any = None
-        self._header: tuple[str, int | None] | None = None
-        self._seen: list[Entry] = []
-
-    def __enter__(self) -> "Screen":
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Takes the bars off the screen."""
-        self._bars.stop()
-
-    def begins(self, entry: Entry, number: int, total: int) -> Report:
-        """Starts a bar."""
-        self._say_where(entry)
-        self._bar = self._bars.add_task(f"  {entry.role}", total=None, note=entry.stage.work)
-
-        def progress(done: int, total: int, note: str = "") -> None:
-            self._bars.update(self._bar, completed=done, total=total, note=note or entry.stage.work)
-
-        return progress
-
-    def ends(self, entry: Entry, seconds: float, reused: bool) -> None:
-        """Replaces the bar by a line."""
-        self._say_where(entry)
-        if self._bar is not None:
-            self._bars.remove_task(self._bar)
-            self._bar = None
-        time_text = "kept" if reused else _duration(seconds)
-        console.print(
-            f"  {entry.role:<11} {time_text:>7}  {escape(summary(entry.artefact))}",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-    def waits(self, entry: Entry) -> None:
-        """Says that another process is at it."""
-        console.print(f"  {entry.role}: another run is building this; waiting for it", style="yellow")
-
-    def _say_where(self, entry: Entry) -> None:
-        where = (entry.arm, entry.iteration)
-        if where != self._header:
-            self._header = where
-            arm = "" if entry.arm == MAIN_ARM else f"arm {entry.arm}, "
-            step = "preparation" if entry.iteration is None else f"iteration {entry.iteration + 1}"
-            console.print(f"[bold blue]{arm}{step}[/]")
-
-
-def summary(artefact: Artefact) -> str:
-    """One line about an artefact: what went in, came out, was dropped, and how good it is."""
-    manifest = artefact.manifest
-    stats, rows = manifest["stats"], manifest["rows"]
-    dropped = ", ".join(f"{number} {reason}" for reason, number in rows["dropped"].items())
-    lines = {
-        "base": lambda: (
-            f"{stats.get('parameters', '')} {stats.get('architecture', 'made from scratch')}".strip()
-        ),
-        "sft": lambda: _training_summary(stats),
-        "policy": lambda: f"{_training_summary(stats)}, {stats['pairs']} pairs",
-        "reward": lambda: _reward_summary(stats),
-        "generate": lambda: (
-            f"{stats['num_completions']} completions, {_number(stats['mean_tokens'])} tokens on average"
-        ),
-        "annotate": lambda: _labels_summary(stats),
-        "invent": lambda: ", ".join(f"{number} {source}" for source, number in stats["sources"].items()),
-        "select": lambda: f"{stats['pairs']} pairs",
-        "evaluate": lambda: _evaluation_summary(stats),
-        "promote": lambda: f"{'kept' if stats['promoted'] else 'rolled back'}: {stats['reason']}",
-        "import": lambda: f"{stats['pairs']} pairs ({stats['format']})",
-    }
-    line = lines.get(artefact.kind, lambda: f"{rows['out']} rows")()
-    return f"{line}; dropped {dropped}" if dropped else line
-
-
-def _training_summary(stats: dict[str, Any]) -> str:
-    return f"{stats['steps']} steps, loss {stats['loss_first']:.3f} → {stats['loss_last']:.3f}"
-
-
-def _reward_summary(stats: dict[str, Any]) -> str:
-    if not stats.get("validation"):
-        return f"{stats['num_rows']} pairs" if stats["num_rows"] else "imported"
-    accuracy, length = stats["validation"]["accuracy"], stats["validation"]["length_baseline"]
-    return (
-        f"{stats['num_rows']} pairs, held-out accuracy {_interval(accuracy, percent=True)} "
-        f"(longer answer: {100 * length['mean']:.1f} %)"
-    )
-
-
-def _labels_summary(stats: dict[str, Any]) -> str:
-    parts = [f"{stats['labels']} labels"]
-    for name in ("ties", "refusals"):
-        if stats[name]:
-            parts.append(f"{stats[name]} {name}")
-    if stats["gold_agreement"] is not None:
-        parts.append(f"{100 * stats['gold_agreement']:.0f} % agree with the hidden truth")
-    if stats["score"]:
-        parts.append(f"mean {stats['score']['mean']:.3f}, best of K {stats['score']['best_of_k']:.3f}")
-    return ", ".join(parts)
-
-
-def _evaluation_summary(stats: dict[str, Any]) -> str:
-    judged = stats["judged_by"]
-    parts = [f"{judged} {_interval(stats[judged])}"] if judged else []
-    if stats["win_rate_vs_start"]:
-        parts.append(f"wins {_interval(stats['win_rate_vs_start'], percent=True)} against the start")
-    parts.append(f"KL {_number(stats['kl']['mean'] if stats['kl'] else None)}")
-    return ", ".join(parts)
-
-
-def _print_results(x: Experiment, entries: Sequence[Entry]) -> None:
-    by_name: dict[str, Entry] = {}
-    for one in entries:
-        if one.role == "evaluate":
-            by_name.setdefault(one.artefact.name, one)
-    measured = list(by_name.values())
-    if not measured:
-        return
-    title = f"{x.name}: held-out evaluation, {100 * x.evaluate.confidence:g} % intervals over prompts"
-    console.print(results_table(entries, measured, title))
-    _print_samples(measured)
-
-
-def results_table(entries: Sequence[Entry], measured: Sequence[Entry], title: str) -> Table:
-    """Evaluations as rows, with the labels that each policy had cost."""
-    table = _table(title)
-    for name in (
-        "policy",
-        "labels",
-        "score",
-        "gain on previous",
-        "wins vs start",
-        "KL",
-        "tokens",
-        "distinct-2",
-    ):
-        table.add_column(name, justify="left" if name == "policy" else "right", overflow="fold")
-    for one in measured:
-        stats = one.artefact.stats
-        judged = stats["judged_by"]
-        arm = "" if one.arm == MAIN_ARM else f"{one.arm}, "
-        table.add_row(
-            arm + ("start" if one.iteration is None else f"iteration {one.iteration + 1}"),
-            str(labels_until(entries, one)),
-            _interval(stats[judged], digits=2) if judged else "–",
-            _interval(stats[f"{judged}_gain_vs_previous"], sign=True, digits=2) if judged else "–",
-            _interval(stats["win_rate_vs_start"], percent=True, digits=0),
-            _number(stats["kl"]["mean"] if stats["kl"] else None),
-            _number(stats["mean_tokens"]),
-            _number(stats["distinct_2"]),
-        )
-    return table
-
-
-def labels_until(entries: Iterable[Entry], until: Entry) -> int:
-    """Labels that went into a policy: none into the start, then all that its arm had spent."""
-    if until.iteration is None:
-        return 0
-    last = until.iteration
-    spent = {
-        one.artefact.name: one.artefact.stats["labels"]
-        for one in entries
-        if one.role == "annotate"
-        and one.arm == until.arm
-        and (-1 if one.iteration is None else one.iteration) <= last
-    }
-    return sum(spent.values())
-
-
-def _print_samples(measured: Sequence[Entry], number: int = 3) -> None:
-    mine = [one for one in measured if one.arm == MAIN_ARM]
-    if len(mine) < 2:
-        return
-    before, after = (read_records(one.artefact.path / "groups.jsonl", Group) for one in (mine[0], mine[-1]))
-    later = {group.prompt.id: group for group in after}
-    console.print("[bold]Before and after[/] (same prompt, same random numbers)")
-    for group in [one for one in before if one.prompt.id in later][:number]:
-        table = Table(show_header=False, box=None, padding=(0, 1))
-        table.add_row("[blue]prompt[/]", escape(group.prompt.text))
-        table.add_row("[blue]before[/]", escape(group.completions[0].text))
-        table.add_row("[blue]after[/]", escape(later[group.prompt.id].completions[0].text))
-        console.print(table)
-
-
 # --- looking ---------------------------------------------------------------------------------------------------------
 
 
@@ -413,7 +214,7 @@ def plan(
         return
     for warning in warnings_of(x):
         console.print(f"[yellow]Note:[/] {escape(warning)}")
-    table = _table(f"{x.name}: plan")
+    table = table_of(f"{x.name}: plan")
     for name in ("arm", "iteration", "stage", "work", "state", "artefact"):
         table.add_column(name, no_wrap=name != "work", overflow="fold")
     seen: set[str] = set()
@@ -454,7 +255,7 @@ def status(run_name: RunName = None, workspace: WorkspaceOption = None, as_json:
         _print_json({"run": read["name"], "artefacts": rows})
         return
     done = sum(row["state"] == "done" for row in rows)
-    table = _table(f"run {read['name']}: {done} of {len(rows)} stages done")
+    table = table_of(f"run {read['name']}: {done} of {len(rows)} stages done")
     table.expand = True
     for name in ("arm", "iteration", "stage", "state", "artefact", "what"):
         table.add_column(name, no_wrap=True, ratio=1 if name == "what" else None)  # only `what` may be cut
@@ -888,37 +689,8 @@ def _bar(name: str) -> Iterator[Report]:
         yield progress
 
 
-def _table(title: str) -> Table:
-    """A table narrow enough that names and numbers survive a terminal of 80 columns."""
-    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-
-
 def _print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=1))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _interval(
-    value: dict[str, float] | None, *, percent: bool = False, sign: bool = False, digits: int | None = None
-) -> str:
-    if value is None:
-        return "–"
-    factor, usual = (100, 1) if percent else (1, 3)
-    places = usual if digits is None else digits
-    plus = "+" if sign else ""
-    mean, low, high = (factor * value[one] for one in ("mean", "low", "high"))
-    return f"{mean:{plus}.{places}f} [{low:{plus}.{places}f}, {high:{plus}.{places}f}]" + (
-        " %" if percent else ""
-    )
 
 
 if __name__ == "__main__":
