@@ -10,8 +10,7 @@ from statistics import mean
 
 from prefloop import config, tales
 from prefloop.annotate.rules import RuleScorer
-from prefloop.generate.groups import Author
-from prefloop.generate.hf import hf_generator
+from prefloop.generate.hf import Author, hf_generator
 from prefloop.interfaces import no_progress
 from prefloop.modeling import load_codec, load_policy, make_tiny_model
 from prefloop.records import Group, PreferencePair, Prompt
@@ -50,10 +49,8 @@ def imitate(out: Path) -> Path:
 
 def sample(policy: Path, prompts: list[Prompt]) -> list[Group]:
     """Four tales a prompt by one policy."""
-    model, codec, author = load_policy(policy, RUNTIME), load_codec(policy), Author(policy.parent.name, 0)
-    return list(
-        hf_generator(model, codec, SAMPLING, seed=0, author=author, runtime=RUNTIME).generate(prompts)
-    )
+    model, codec, who = load_policy(policy, RUNTIME), load_codec(policy), Author(policy.parent.name, 0)
+    return list(hf_generator(model, codec, SAMPLING, seed=0, author=who, runtime=RUNTIME).generate(prompts))
 
 
 def best_against_worst(groups: list[Group]) -> list[PreferencePair]:

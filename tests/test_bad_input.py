@@ -584,5 +584,5 @@ def test_when_the_judge_comes_back_the_run_goes_on_and_no_question_is_paid_twice
 def test_a_key_that_the_judge_refuses_is_an_input_error_that_names_the_variable(bench, server):
     server.answer = lambda body: (401, {}, "who are you?")
     assert stopped(bench.run(judge(server.url)), stage="iteration 1, annotate") == (
-        f"{server.url}/chat/completions: HTTP 401: who are you?; is the key in NO_SUCH_KEY right?"
+        f"{server.url}: HTTP 401: who are you?; is the key in NO_SUCH_KEY right?"
     )
