@@ -311,9 +311,7 @@ def sample(x: Experiment, workspace: Workspace, watcher: Watcher, policy: Artefa
     policy = policy or do(stages.base_model(x))
     reward = do(stages.import_reward(x, x.reward.model)) if x.reward.model and x.search_uses_reward else None
     groups = do(stages.generate(x, policy, prompts, reward, version=0, number=None))
-    with disk_errors(workspace.root):
-        for _ in build_all(workspace, do.entries, watcher):
-            pass
+    build_planned(do, watcher)
     return groups
 
 
@@ -322,10 +320,15 @@ def base(x: Experiment, workspace: Workspace, watcher: Watcher) -> Artefact:
     workspace.create()
     do = Planner(workspace)
     model = do(stages.base_model(x))
-    with disk_errors(workspace.root):
-        for _ in build_all(workspace, do.entries, watcher):
-            pass
+    build_planned(do, watcher)
     return model
+
+
+def build_planned(do: Planner, watcher: Watcher) -> None:
+    """Builds what a planner has noted, where no run keeps a record of it."""
+    with disk_errors(do.workspace.root):
+        for _ in build_all(do.workspace, do.entries, watcher):
+            pass
 
 
 def build_all(workspace: Workspace, entries: Sequence[Entry], watcher: Watcher) -> Iterator[Entry]:
