@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 import time
 
 import pytest
@@ -192,3 +194,12 @@ def test_training_logs_its_speed_and_keeps_it_out_of_its_figures(tiny_model, tmp
     assert min(row["train/matmul_share"] for row in rows) <= figures["matmul_share"]
     assert "tokens/s" in notes[0]
     assert "of matmul rate" in notes[0]
+
+
+def test_the_peak_is_of_this_process_and_not_of_the_one_that_started_it():
+    ballast = b"x" * 2_000_000_000
+    ask = "import torch; from prefloop.train.throughput import peak_memory_gb; print(peak_memory_gb(torch.device('cpu')))"
+    found = float(
+        subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True).stdout
+    )
+    assert 0.1 < found < len(ballast) / 1e9 / 2

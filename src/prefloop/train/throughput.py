@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ MATMUL_SIDE = {"cpu": 512, "cuda": 8192, "mps": 2048}
 MATMUL_SECONDS = 0.12
 """How long the machine's rate is measured after a warm-up."""
 GIGABYTE = 1e9
+STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,12 @@ def peak_memory_gb(device: torch.device) -> float:
     """The most memory this process has held, in 10^9 bytes: on a GPU what torch had allocated, else what was resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIGABYTE
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
+    if (
+        STATUS.is_file()
+    ):  # Linux's `ru_maxrss` counts what the parent held when it started this process, this does not
+        (line,) = (one for one in STATUS.read_text().splitlines() if one.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024 / GIGABYTE
+    unit = 1 if sys.platform == "darwin" else 1024  # others count in KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIGABYTE
 
 
