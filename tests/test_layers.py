@@ -10,13 +10,13 @@ ROOT = Path(prefloop.__file__).parent
 FLOORS = [
     {
         "records", "interfaces", "config", "store", "tales", "containers", "fields", "formats", "data", "verdicts", "export",
-        "tracking", "launch", "servers",
+        "tracking", "launch", "servers", "labels",
     },
     {"losses", "selection", "siblings", "statistics"},
     {"attention", "decoding", "lean", "batches", "modeling", "forward", "reward", "trunks"},
     {"generate", "annotate", "train", "evaluate"},
     {"stages", "pipeline"},
-    {"cli", "screen", "browse", "chat", "doctor", "tokens", "report", "card"},
+    {"cli", "screen", "browse", "chat", "doctor", "tokens", "report", "card", "web"},
 ]  # fmt: skip
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 PARTS = FLOORS[3]
@@ -34,6 +34,7 @@ STARTS_WITHOUT_TORCH = FLOORS[0] | {
     "tokens",
     "report",
     "card",
+    "web",
 }
 
 

@@ -1,0 +1,188 @@
+"""What a labelling project is: which tasks, how many judgements, what people are asked and paid.
+
+A project is written as YAML; unknown keys are errors. Every key has a default that works.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from prefloop.config.section import Section
+from prefloop.labels.errors import Invalid
+
+Kind = Literal["pairwise", "rank", "form", "rules", "edit", "demonstration", "prompt", "steps"]
+"""What a task asks. A turn of a conversation is a `pairwise` or `rank` task."""
+KINDS: tuple[Kind, ...] = ("pairwise", "rank", "form", "rules", "edit", "demonstration", "prompt", "steps")
+FieldName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
+MINUTE_MS = 60_000
+
+
+class FormField(Section):
+    """One question of the absolute form."""
+
+    name: FieldName
+    """Under which the answer is stored."""
+    label: str
+    """What people read."""
+    type: Literal["likert", "flag", "choice", "text"] = "flag"
+    """`likert`: 1 to 7; `flag`: yes or no; `choice`: one of `options`; `text`: a line."""
+    options: tuple[str, ...] = ()
+    """For `choice`."""
+    key: str = Field(default="", max_length=1)
+    """Key that sets a flag."""
+    required: bool = False
+    """Whether the form can be sent without it."""
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> "FormField":
+        if (self.type == "choice") != bool(self.options):
+            raise ValueError("options belong to fields of type choice, which need them")
+        return self
+
+
+class Rule(Section):
+    """A rule that answers should keep."""
+
+    id: FieldName
+    """Under which levels are stored."""
+    text: str
+    """The rule in words."""
+
+
+def _flag(name: str, label: str, key: str) -> FormField:
+    return FormField(name=name, label=label, key=key)
+
+
+INSTRUCTGPT_FORM = (
+    FormField(name="overall", label="Overall quality", type="likert", required=True),
+    _flag("fails_instruction", "Fails to follow the correct instruction or task", "i"),
+    _flag("inappropriate", "Inappropriate for a customer assistant", "a"),
+    _flag("hallucination", "Hallucination", "l"),
+    _flag("satisfies_constraint", "Satisfies the constraint in the instruction", "c"),
+    _flag("sexual", "Contains sexual content", "x"),
+    _flag("violent", "Contains violent content", "v"),
+    _flag(
+        "encourages_harm", "Encourages or fails to discourage violence, abuse, terrorism or self-harm", "e"
+    ),
+    _flag("denigrates", "Denigrates a protected class", "d"),
+    _flag("harmful_advice", "Gives harmful advice", "g"),
+    _flag("opinion", "Expresses an opinion", "o"),
+    _flag("moral_judgement", "Expresses a moral judgement", "m"),
+)
+"""The metadata of InstructGPT's labelers (arXiv:2203.02155, Table 3)."""
+
+
+class Dwell(Section):
+    """How long a task must have been in view before it can be answered."""
+
+    least_s: float = Field(default=3.0, ge=0)
+    """Seconds, whatever the length."""
+    per_character_ms: float = Field(default=15.0, ge=0)
+    """Milliseconds for each character that is shown."""
+    most_s: float = Field(default=10.0, ge=0)
+    """Never longer than this."""
+
+    def milliseconds(self, characters: int) -> int:
+        """What a text of this many characters needs."""
+        return int(min(max(self.least_s * 1000, self.per_character_ms * characters), self.most_s * 1000))
+
+
+class ChatOptions(Section):
+    """Live conversations, in which people choose among the answers of every turn."""
+
+    num_completions: int = Field(default=2, ge=2, le=9)
+    """Answers a turn."""
+    max_turns: int = Field(default=10, ge=1)
+    """Turns of a person before the conversation ends."""
+    max_characters: int = Field(default=4000, ge=1)
+    """Longest turn of a person."""
+    max_new_tokens: int = Field(default=512, ge=1)
+    """Longest answer."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature."""
+
+
+class Qualification(Section):
+    """Tasks with known answers that come before the real ones."""
+
+    tasks: int = Field(default=0, ge=0)
+    """How many; 0 lets everybody in."""
+    pass_mark: float = Field(default=0.75, ge=0, le=1)
+    """Share that must be right (InstructGPT screened at 75 % agreement)."""
+
+
+class ProjectConfig(Section):
+    """A labelling project."""
+
+    kind: Kind = "pairwise"
+    """What its tasks ask, where a task does not say."""
+    overlap: int = Field(default=1, ge=1)
+    """Valid judgements of people wanted for each task."""
+    ai_overlap: int = Field(default=0, ge=0)
+    """Judgements of AI judges wanted beside those of people; they never count as people's."""
+    ties: bool = True
+    """Whether two answers can be called equally good."""
+    both_bad: bool = True
+    """Whether all answers can be called unusable."""
+    axes: tuple[FieldName, ...] = ()
+    """Further questions beside which answer is better, each on the same strip: for instance helpful, harmless."""
+    form: tuple[FormField, ...] = INSTRUCTGPT_FORM
+    """Fields of the absolute form."""
+    rules: tuple[Rule, ...] = ()
+    """Rules that `rules` tasks ask about."""
+    gold_share: float = Field(default=0.04, ge=0, le=0.5)
+    """Share of tasks whose answer is known; an alarm, not a wage."""
+    repeat_share: float = Field(default=0.04, ge=0, le=0.5)
+    """Share of tasks that come again after a day, the other way round."""
+    repeat_after_hours: float = Field(default=24.0, ge=0)
+    """How long until then."""
+    random_share: float = Field(default=0.2, ge=0, le=1)
+    """Share of tasks chosen by chance where others are chosen by uncertainty."""
+    lease_minutes: float = Field(default=15.0, gt=0)
+    """How long a task is kept for a person who shows no sign of life."""
+    lease_limit_minutes: float = Field(default=120.0, gt=0)
+    """How long at most."""
+    dwell: Dwell = Dwell()
+    """How soon an answer is taken."""
+    cents: dict[Kind, int] = {}
+    """What a judgement is paid, by kind of task; kinds that are not named are not paid."""
+    budget_cents: int | None = Field(default=None, ge=0)
+    """What a round may cost; left out, there is no limit."""
+    chat: ChatOptions | None = None
+    """Options of live conversations; left out, there are none."""
+    qualification: Qualification = Qualification()
+    """Who is let in."""
+    consent: str = ""
+    """What people agree to before their first task."""
+    warning: str = ""
+    """A warning about what they may read."""
+    support_url: str = ""
+    """Where people who read harmful text find help."""
+    break_after_minutes: float = Field(default=60.0, gt=0)
+    """After how much work a break is proposed."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "ProjectConfig":
+        if self.kind == "rules" and not self.rules:
+            raise ValueError("rules: tasks of this kind need rules")
+        names = [one.name for one in self.form]
+        if len(set(names)) < len(names):
+            raise ValueError("form: two fields have the same name")
+        if self.support_url and not re.match(r"https?://", self.support_url):
+            raise ValueError("support_url: give an http or https address")
+        return self
+
+
+def parse_config(text: str) -> ProjectConfig:
+    """A project written in YAML. Raises Invalid, which names the key."""
+    try:
+        value: Any = yaml.safe_load(text) if text.strip() else {}
+        return ProjectConfig.model_validate(value or {})
+    except yaml.YAMLError as error:
+        raise Invalid(f"not YAML: {str(error).splitlines()[0]}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(one) for one in first["loc"])
+        raise Invalid(f"{place}: {first['msg']}" if place else first["msg"]) from error

@@ -1,0 +1,1 @@
+"""The labelling app: pages and a JSON interface over the label store. Starts without torch."""

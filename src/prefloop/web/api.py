@@ -1,0 +1,116 @@
+"""The JSON interface: claim, keep, answer. Pages, AI judges and other programs use the same."""
+
+from typing import Annotated, Any
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefloop.labels import queue
+from prefloop.labels.reading import shown_task
+from prefloop.web.security import Visitor, need_scope, visitor
+from prefloop.web.store import database_of, read, write
+
+router = APIRouter(prefix="/api/v1")
+Asking = Annotated[Visitor, Depends(visitor)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ClaimBody(Body):
+    project: str
+
+
+class DraftBody(Body):
+    draft: dict[str, Any]
+
+
+class ReasonBody(Body):
+    reason: str
+    comment: str = Field(default="", max_length=10_000)
+
+
+class ReviseBody(queue.Submission):
+    client_uuid: str = Field(min_length=8, max_length=64)
+
+
+@router.post("/tasks/claim", response_model=None)
+async def claim(request: Request, asking: Asking, body: ClaimBody) -> Response | dict[str, Any]:
+    """The next task, as it is to be shown; 204 when nothing is left."""
+    need_scope(asking, "judge:write")
+    now = database_of(request).now()
+    held = await write(request, lambda connection: queue.claim(connection, now, body.project, asking.person))
+    if held is None:
+        return Response(status_code=204)
+    task = await read(request, lambda connection: shown_task(connection, held))
+    return {"lease": _lease(held), "task": task}
+
+
+@router.post("/leases/{token}/heartbeat")
+async def heartbeat(request: Request, asking: Asking, token: str) -> dict[str, int]:
+    """Keeps a task for as long as its page is open."""
+    now = database_of(request).now()
+    until = await write(request, lambda connection: queue.heartbeat(connection, now, token, asking.person))
+    return {"expires_at": until}
+
+
+@router.put("/leases/{token}/draft", status_code=204)
+async def save_draft(request: Request, asking: Asking, token: str, body: DraftBody) -> None:
+    """Keeps what has not been sent."""
+    await write(request, lambda connection: queue.save_draft(connection, token, asking.person, body.draft))
+
+
+@router.post("/leases/{token}/submit")
+async def submit(request: Request, asking: Asking, token: str, body: queue.Submission) -> dict[str, Any]:
+    """Stores an answer; the same again is the same answer."""
+    need_scope(asking, "judge:write")
+    now = database_of(request).now()
+    return _stored(
+        await write(request, lambda connection: queue.submit(connection, now, token, asking.person, body))
+    )
+
+
+@router.post("/leases/{token}/skip")
+async def skip(request: Request, asking: Asking, token: str, body: ReasonBody) -> dict[str, Any]:
+    """Gives a task back for good."""
+    need_scope(asking, "judge:write")
+    now = database_of(request).now()
+
+    def work(connection: sa.Connection) -> queue.Stored:
+        return queue.skip(connection, now, token, asking.person, body.reason, body.comment)
+
+    return _stored(await write(request, work))
+
+
+@router.post("/leases/{token}/flag", status_code=204)
+async def flag(request: Request, asking: Asking, token: str, body: ReasonBody) -> None:
+    """Tells the lead about a task."""
+    now = database_of(request).now()
+
+    def work(connection: sa.Connection) -> None:
+        queue.flag(connection, now, token, asking.person, body.reason, body.comment)
+
+    await write(request, work)
+
+
+@router.post("/judgements/{judgement_id}/revise")
+async def revise(request: Request, asking: Asking, judgement_id: int, body: ReviseBody) -> dict[str, Any]:
+    """Changes an answer until the freeze."""
+    need_scope(asking, "judge:write")
+    now = database_of(request).now()
+    said = queue.Submission.model_validate(body.model_dump(exclude={"client_uuid"}))
+
+    def work(connection: sa.Connection) -> queue.Stored:
+        return queue.revise(connection, now, judgement_id, asking.person, said, body.client_uuid)
+
+    return _stored(await write(request, work))
+
+
+def _lease(held: queue.Lease) -> dict[str, Any]:
+    return {"token": held.token, "expires_at": held.expires_at, "draft": held.draft}
+
+
+def _stored(stored: queue.Stored) -> dict[str, Any]:
+    return {"judgement_id": stored.id, "state": stored.state, "revision": stored.revision}
