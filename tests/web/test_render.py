@@ -345,6 +345,12 @@ def test_a_sign_names_its_character_and_counts_repetitions():
     )
 
 
+def test_signs_without_end_become_words():
+    html = plain_html("a\u202e" * 2_001)
+    assert html.count("invisible-char") == 2_000
+    assert html.endswith("</span>a[U+202E]</pre>")
+
+
 def test_entities_and_escapes_of_markdown_hide_nothing():
     assert (
         markdown_html("&#x202e; &ZeroWidthSpace; <https://example.org/%E2%80%AE>").count("invisible-char")
@@ -356,7 +362,7 @@ def test_entities_and_escapes_of_markdown_hide_nothing():
 
 
 def test_a_long_text_is_shown_in_pieces_that_make_the_whole():
-    text = "".join(f"{number:07} \u202e\n" for number in range(50_000))  # 500,000 characters
+    text = "".join(f"{number:07} é\n" for number in range(50_000))  # 500,000 characters
     pieces = [plain_html(text, start) for start in (0, 200_000, 400_000)]
     for piece, shown in zip(pieces[:2], ("200000", "400000"), strict=True):
         assert f'<p class="text-cut" data-shown="{shown}" data-total="500000">' in piece
@@ -368,7 +374,9 @@ def test_a_long_text_is_shown_in_pieces_that_make_the_whole():
     )
 
 
-@pytest.mark.parametrize("text", [">" * 100 + " x", "- " * 100 + "x", "*" * 200 + "x" + "*" * 200])
+@pytest.mark.parametrize(
+    "text", [">" * 100 + " x", "- " * 100 + "x", "*" * 200 + "x" + "*" * 200, "![" * 101]
+)
 def test_what_is_nested_too_deep_is_shown_plain_and_whole(text):
     assert source(markdown_html(text)) == text
 
@@ -450,8 +458,8 @@ def test_no_text_takes_long(name):
     for show in (markdown_html, plain_html, lambda text: diff_html(text, text[1:] + "x")[0]):
         began = time.process_time()
         html = show(text)
-        assert time.process_time() - began < 15
-        assert len(html) < 12_000_000
+        assert time.process_time() - began < 10
+        assert len(html) < 4_000_000
 
 
 # --- differences ------------------------------------------------------------------------------------------------------

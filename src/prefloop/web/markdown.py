@@ -23,12 +23,15 @@ from prefloop.web.plain import MAX_SHOWN, cut_note, escaped, plain_html
 
 DEEPEST = 24
 """Levels of quotes and lists, or of emphasis: more cannot be read, and cost time that grows with the square."""
-LONGEST_FORMULA = 100
+LONGEST_FORMULA = 50
 """Lines."""
+MOST_OPEN_BRACKETS = 100
+"""In one paragraph: the parser looks for the end of each link again and again."""
 LONGEST_KEPT = 20_000
 """Characters of a text whose HTML is kept, so that the cache stays small."""
 LINK = re.compile(r"(?:https?://[^/?#\\]|mailto:[^?#])", re.IGNORECASE)
 LANGUAGE_CLASS = re.compile(r"language-[a-z0-9+#-]{1,32}")
+BRACKET = re.compile(r"[\[\]]|\n[ \t]*\n")
 NOT_IN_UTF8 = re.compile("[\0\ud800-\udfff]")
 FORMULA = re.compile(
     r"\$\$(?:[^$\\]|\\.)++\$\$"
@@ -81,10 +84,21 @@ def markdown_html(text: str) -> Markup:
 
 def _html(text: str) -> Markup | None:
     """None for what is nested too deep."""
+    if _open_brackets(text) > MOST_OPEN_BRACKETS:
+        return None
     try:
         return Markup(CLEANER.clean(MARKDOWN.render(NOT_IN_UTF8.sub("\ufffd", text))))
     except TooDeep:
         return None
+
+
+def _open_brackets(text: str) -> int:
+    """The most square brackets that are open at once in a paragraph."""
+    most = now = 0
+    for found in BRACKET.finditer(text):
+        now = now + 1 if found[0] == "[" else max(now - 1, 0) if found[0] == "]" else 0
+        most = max(most, now)
+    return most
 
 
 _kept_html = lru_cache(maxsize=512)(_html)  # several people see the same task, and many tasks the same prompt

@@ -14,6 +14,8 @@ from markupsafe import Markup, escape
 
 MAX_SHOWN = 200_000
 """Characters of a text that a page carries at once."""
+MOST_SIGNS = 2_000
+"""Signs of a paragraph that are elements; further ones are words, as a browser takes minutes for 100,000 elements."""
 MAX_NAME = 80
 """Characters of a name that stand in one line."""
 
@@ -89,8 +91,9 @@ def escaped(text: str, start: int = 0, end: int | None = None) -> Markup:
     end = len(text) if end is None else end
     parts: list[str] = []
     done = start
-    for found in RUN.finditer(text, start, end):
-        parts += (escape(text[done : found.start()]), _shown(text, found))
+    for number, found in enumerate(RUN.finditer(text, start, end)):
+        sign = _shown(text, found)
+        parts += (escape(text[done : found.start()]), sign if number < MOST_SIGNS else _in_words(sign))
         done = found.end()
     return Markup("".join((*parts, escape(text[done:end]))))
 
@@ -136,6 +139,10 @@ def _belongs(text: str, place: int) -> bool:
 def _is_pictogram(character: str) -> bool:
     """An emoji or the end of one: a picture, a skin tone, or the selector of a coloured shape."""
     return character == "\ufe0f" or unicodedata.category(character) in ("So", "Sk")
+
+
+def _in_words(sign: str) -> str:
+    return re.sub("<span[^>]*>", "[", sign).replace("</span>", "]")
 
 
 def _sign(character: str, count: int) -> str:
