@@ -1,7 +1,6 @@
 """Intervals, paired comparisons, calibration and summary figures of samples. Pure functions on numbers and texts."""
 
 import math
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
@@ -206,12 +205,24 @@ def mcnemar_p_value(new_only: int, old_only: int) -> float:
 
 def cohen_kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> float | None:
     """Agreement of two raters beyond chance (Cohen 1960); None where chance alone would make them agree always."""
-    pairs, of_a, of_b = list(zip(a, b, strict=True)), Counter(a), Counter(b)
-    observed = sum(one == other for one, other in pairs)
-    expected = sum(of_a[name] * of_b[name] for name in of_a) / max(1, len(pairs))
-    if expected == len(pairs):
-        return None
-    return round((observed - expected) / (len(pairs) - expected), 6)
+    names = {name: place for place, name in enumerate(dict.fromkeys([*a, *b]))}
+    table = np.zeros((len(names), len(names)))
+    np.add.at(table, ([names[one] for one in a], [names[one] for one in b]), 1)
+    kappa = float(kappa_of_tables(table[None])[0])
+    return None if math.isnan(kappa) else round(kappa, 6)
+
+
+def kappa_of_tables(tables: np.ndarray) -> np.ndarray:
+    """Cohen's kappa [R] of tables [R, V, V] of how often one rater said the row and the other the column.
+
+    nan where it is undefined.
+    """
+    total = tables.sum((1, 2))  # [R]
+    observed = total * np.trace(tables, axis1=1, axis2=2)
+    expected = (tables.sum(1) * tables.sum(2)).sum(1)
+    # counts up to here, so that chance that always agrees is found exactly
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(expected == total**2, np.nan, (observed - expected) / (total**2 - expected))
 
 
 # --- calibration -----------------------------------------------------------------------------------------------------
