@@ -239,8 +239,8 @@ def test_the_bootstrap_of_alpha_agrees_with_one_over_whole_units():
 
 
 IRRCAC_AC1 = (0.22718, 0.12206, 0.21482, 0.17125, 0.10398)
-"""What irrCAC 0.4.4 says of `random_matrix` 0 to 4: `CAC(pd.DataFrame(matrix.T), categories=[1, 2, 3, 4, 5]).gwet()`; without
-the categories it takes the missing value for one. It cannot be installed beside the SciPy of today."""
+"""What irrCAC 0.4.4 says of `random_matrix` 0 to 4: `CAC(pd.DataFrame(matrix.T), categories=[1, 2, 3, 4, 5]).gwet()`;
+without the categories it takes the missing value for one. It cannot be installed beside the SciPy of today."""
 
 
 @pytest.mark.parametrize("seed", range(5))
