@@ -23,7 +23,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from prefloop.interfaces import InputError, Unavailable
-from prefloop.labels import schema
+from prefloop.labels import audit, schema
 
 T = TypeVar("T")
 Work = Callable[[sa.Connection], T]
@@ -205,7 +205,9 @@ def open_database(place: str, *, clock: Callable[[], float] = time.time, pool_si
 
 
 def _postgres_engine(url: sa.URL, pool_size: int) -> sa.Engine:
-    return sa.create_engine(url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True)
+    return sa.create_engine(
+        url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, hide_parameters=True
+    )
 
 
 def _sqlite_engine(url: sa.URL, pool_size: int) -> sa.Engine:
@@ -217,6 +219,7 @@ def _sqlite_engine(url: sa.URL, pool_size: int) -> sa.Engine:
         max_overflow=-1,
         poolclass=sa.pool.QueuePool,
         connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS},
+        hide_parameters=True,  # what people say and what lets them in stays out of errors and logs
     )
 
     @event.listens_for(engine, "connect")
@@ -292,6 +295,7 @@ def _migrate(engine: sa.Engine) -> None:
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('prefloop labels'))"))
         options.attributes["connection"] = connection
         command.upgrade(options, "head")
+        audit.protect(connection)  # again, where a migration made the table anew
         if (
             connection.execute(
                 sa.select(schema.setting.c.key).where(schema.setting.c.key == "secret")

@@ -21,6 +21,14 @@ class Forbidden(LabelError):
     status = 403
 
 
+class ConsentNeeded(Forbidden):
+    """There is something to agree to before the first task."""
+
+    def __init__(self, project_id: str) -> None:
+        super().__init__("read what this project asks you to agree to, and agree, before the first task")
+        self.project_id = project_id
+
+
 class Conflict(LabelError):
     """The same was said before, and otherwise."""
 

@@ -3,7 +3,9 @@
 A project is written as YAML; unknown keys are errors. Every key has a default that works.
 """
 
+import hashlib
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -174,15 +176,59 @@ class ProjectConfig(Section):
             raise ValueError("support_url: give an http or https address")
         return self
 
+    @property
+    def consent_version(self) -> str:
+        """Names the words that people agree to, consent and warning; empty where there are none."""
+        if not self.consent and not self.warning:
+            return ""
+        return hashlib.sha256(f"{self.consent}\0{self.warning}".encode("utf-8", "surrogatepass")).hexdigest()[
+            :16
+        ]
+
 
 def parse_config(text: str) -> ProjectConfig:
-    """A project written in YAML. Raises Invalid, which names the key."""
+    """A project written in YAML. Raises Invalid, which names the line and the key of every error."""
     try:
         value: Any = yaml.safe_load(text) if text.strip() else {}
-        return ProjectConfig.model_validate(value or {})
-    except yaml.YAMLError as error:
+        node = yaml.compose(text, Loader=yaml.SafeLoader) if text.strip() else None
+    except yaml.MarkedYAMLError as error:
+        line = 1 if error.problem_mark is None else error.problem_mark.line + 1
+        raise Invalid(f"line {line}: not YAML: {error.problem}") from error
+    except (
+        yaml.YAMLError,
+        RecursionError,
+        ValueError,
+    ) as error:  # a control character, or a date like 2024-13-01
         raise Invalid(f"not YAML: {str(error).splitlines()[0]}") from error
+    if value is not None and not isinstance(value, dict):
+        raise Invalid("line 1: write keys and values, such as `kind: pairwise`")
+    try:
+        return ProjectConfig.model_validate(value or {})
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(one) for one in first["loc"])
-        raise Invalid(f"{place}: {first['msg']}" if place else first["msg"]) from error
+        raise Invalid(
+            "\n".join(_error_line(node, one["loc"], one["msg"]) for one in error.errors())
+        ) from error
+
+
+def _error_line(node: yaml.Node | None, place: Sequence[int | str], message: str) -> str:
+    key = ".".join(str(one) for one in place)
+    said = message.removeprefix("Value error, ")
+    return f"line {_line_of(node, place)}: {key}: {said}" if key else f"line 1: {said}"
+
+
+def _line_of(node: yaml.Node | None, place: Sequence[int | str]) -> int:
+    """The line of a key, or of the nearest one around it that is written down."""
+    line = 1
+    for step in place:
+        inner: yaml.Node | None = None
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(step):
+                    line, inner = key.start_mark.line + 1, value
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            inner = node.value[step]
+            line = inner.start_mark.line + 1
+        if inner is None:
+            break
+        node = inner
+    return line

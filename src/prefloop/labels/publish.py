@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
+import yaml
 from sqlalchemy.dialects import postgresql, sqlite
 
 from prefloop.labels.errors import Conflict, Invalid, NotFound
@@ -66,6 +67,7 @@ def add_project(
     *,
     title: str = "",
     guidelines: str = "",
+    source: str = "",
 ) -> None:
     """A new project. Raises Invalid for an id that cannot stand in an address, Conflict for one that is taken."""
     if not PROJECT_ID.match(project_id):
@@ -77,6 +79,7 @@ def add_project(
             id=project_id,
             title=title or project_id,
             config=config.model_dump_json(exclude_defaults=True),
+            config_source=source,
             created_at=now,
         )
     )
@@ -97,11 +100,27 @@ def _parsed(text: str) -> ProjectConfig:
     return ProjectConfig.model_validate_json(text)
 
 
-def configure_project(connection: sa.Connection, project_id: str, config: ProjectConfig) -> None:
+def configure_project(
+    connection: sa.Connection, project_id: str, config: ProjectConfig, *, source: str = ""
+) -> None:
     """Gives a project another configuration; tasks that are published keep their kind and overlap. Raises NotFound."""
     project_config(connection, project_id)
     changed = config.model_dump_json(exclude_defaults=True)
-    connection.execute(sa.update(project).where(project.c.id == project_id).values(config=changed))
+    connection.execute(
+        sa.update(project).where(project.c.id == project_id).values(config=changed, config_source=source)
+    )
+
+
+def project_source(connection: sa.Connection, project_id: str) -> str:
+    """The YAML of a project: as it was written, or what differs from the defaults. Raises NotFound."""
+    config = project_config(connection, project_id)
+    written = connection.execute(
+        sa.select(project.c.config_source).where(project.c.id == project_id)
+    ).scalar_one()
+    if written:
+        return written
+    differs = config.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(differs, sort_keys=False, allow_unicode=True) if differs else ""
 
 
 def publish_guidelines(connection: sa.Connection, now: int, project_id: str, text: str) -> int:

@@ -17,9 +17,9 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefloop.labels import database
-from prefloop.labels.errors import Conflict, Forbidden, Frozen, Invalid, NotFound
+from prefloop.labels.errors import Conflict, ConsentNeeded, Forbidden, Frozen, Invalid, NotFound
 from prefloop.labels.orders import presented_order
-from prefloop.labels.people import Person
+from prefloop.labels.people import Person, needs_consent
 from prefloop.labels.projects import MINUTE_MS, ProjectConfig
 from prefloop.labels.publish import project_config
 from prefloop.labels.schema import HAS_ROOM, judgement, lease, ledger, member, round_, task
@@ -90,17 +90,17 @@ def claim(connection: sa.Connection, now: int, project_id: str, person: Person) 
     _expire(connection, now, project_id)
     if (held := _open_lease(connection, project_id, person)) is not None:
         return held
-    served = _served(connection, project_id, person)
+    served = _served(connection, project_id, person, config)
     task_id = _due_special(connection, now, project_id, person, config, served) or _next_task(
         connection, project_id, person, sees_sensitive=_sees_sensitive(connection, now, person)
     )
     return None if task_id is None else _take(connection, now, task_id, person, config)
 
 
-def _served(connection: sa.Connection, project_id: str, person: Person) -> int:
-    """How many tasks this member has been given. Raises Forbidden for others."""
+def _served(connection: sa.Connection, project_id: str, person: Person, config: ProjectConfig) -> int:
+    """How many tasks this member has been given. Raises Forbidden for others and where consent is missing."""
     row = connection.execute(
-        sa.select(member.c.served, member.c.qualification).where(
+        sa.select(member.c.served, member.c.qualification, member.c.consent_version).where(
             member.c.project_id == project_id, member.c.annotator_id == person.id
         )
     ).first()
@@ -108,6 +108,8 @@ def _served(connection: sa.Connection, project_id: str, person: Person) -> int:
         raise Forbidden(f"{person.name} is not a member of this project")
     if row.qualification == "failed":
         raise Forbidden("the qualification was not passed; ask the lead of the project")
+    if person.kind == "human" and needs_consent(config, row.consent_version):
+        raise ConsentNeeded(project_id)
     return row.served
 
 

@@ -58,6 +58,7 @@ project = sa.Table(
     sa.Column("id", sa.Text, primary_key=True),
     _text("title"),
     _text("config", default="{}"),  # a `ProjectConfig`, as JSON
+    _text("config_source"),  # the YAML that it was written as, with its comments
     _count("guideline_version"),
     _text("state", default="open"),  # open | closed
     _time("created_at"),
@@ -223,7 +224,6 @@ annotator = sa.Table(
     _json("languages"),
     _json("groups"),
     _json("preferences"),  # language of the pages, keys
-    _count("consent_version"),
     sa.Column("exposure_cap", sa.Integer),  # sensitive tasks a day; null: none are shown
     _text("state", default="active"),  # active | disabled | deleted
     _time("created_at"),
@@ -235,6 +235,7 @@ member = sa.Table(
     _ref("project_id", "project.id", primary_key=True),
     _ref("annotator_id", "annotator.id", primary_key=True),
     _count("guideline_version"),  # the last one acknowledged
+    _text("consent_version"),  # what was agreed to last; see `ProjectConfig.consent_version`
     _text("qualification", default="none"),  # none | passed | failed
     _count("served"),  # tasks claimed, which says when gold and repeats are due
 )
@@ -252,12 +253,24 @@ invite = sa.Table(
     sa.Column("used_by", sa.Text),
 )
 
+login_link = sa.Table(
+    "login_link",
+    metadata,
+    sa.Column("token_hash", sa.Text, primary_key=True),
+    _ref("annotator_id", "annotator.id"),
+    _text("created_by"),
+    _time("created_at"),
+    _time("expires_at"),
+    _time("used_at", nullable=True),
+)
+
 session = sa.Table(
     "session",
     metadata,
     sa.Column("token_hash", sa.Text, primary_key=True),
     _ref("annotator_id", "annotator.id"),
     _text("csrf"),
+    _text("opened_by", default="password"),  # password | link | invite
     _time("created_at"),
     _time("seen_at"),
     _time("expires_at"),

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefloop.labels import queue
 from prefloop.labels.reading import shown_task
+from prefloop.web.limits import limit
 from prefloop.web.security import Visitor, need_scope, visitor
 from prefloop.web.store import database_of, read, write
 
@@ -40,6 +41,7 @@ class ReviseBody(queue.Submission):
 async def claim(request: Request, asking: Asking, body: ClaimBody) -> Response | dict[str, Any]:
     """The next task, as it is to be shown; 204 when nothing is left."""
     need_scope(asking, "judge:write")
+    limit(request, "claim", asking.person.id)
     now = database_of(request).now()
     held = await write(request, lambda connection: queue.claim(connection, now, body.project, asking.person))
     if held is None:
@@ -51,6 +53,7 @@ async def claim(request: Request, asking: Asking, body: ClaimBody) -> Response |
 @router.post("/leases/{token}/heartbeat")
 async def heartbeat(request: Request, asking: Asking, token: str) -> dict[str, int]:
     """Keeps a task for as long as its page is open."""
+    need_scope(asking, "judge:write")
     now = database_of(request).now()
     until = await write(request, lambda connection: queue.heartbeat(connection, now, token, asking.person))
     return {"expires_at": until}
@@ -59,6 +62,7 @@ async def heartbeat(request: Request, asking: Asking, token: str) -> dict[str, i
 @router.put("/leases/{token}/draft", status_code=204)
 async def save_draft(request: Request, asking: Asking, token: str, body: DraftBody) -> None:
     """Keeps what has not been sent."""
+    need_scope(asking, "judge:write")
     await write(request, lambda connection: queue.save_draft(connection, token, asking.person, body.draft))
 
 
@@ -66,6 +70,7 @@ async def save_draft(request: Request, asking: Asking, token: str, body: DraftBo
 async def submit(request: Request, asking: Asking, token: str, body: queue.Submission) -> dict[str, Any]:
     """Stores an answer; the same again is the same answer."""
     need_scope(asking, "judge:write")
+    limit(request, "submit", asking.person.id)
     now = database_of(request).now()
     return _stored(
         await write(request, lambda connection: queue.submit(connection, now, token, asking.person, body))
@@ -76,6 +81,7 @@ async def submit(request: Request, asking: Asking, token: str, body: queue.Submi
 async def skip(request: Request, asking: Asking, token: str, body: ReasonBody) -> dict[str, Any]:
     """Gives a task back for good."""
     need_scope(asking, "judge:write")
+    limit(request, "submit", asking.person.id)
     now = database_of(request).now()
 
     def work(connection: sa.Connection) -> queue.Stored:
@@ -87,6 +93,8 @@ async def skip(request: Request, asking: Asking, token: str, body: ReasonBody) -
 @router.post("/leases/{token}/flag", status_code=204)
 async def flag(request: Request, asking: Asking, token: str, body: ReasonBody) -> None:
     """Tells the lead about a task."""
+    need_scope(asking, "judge:write")
+    limit(request, "submit", asking.person.id)
     now = database_of(request).now()
 
     def work(connection: sa.Connection) -> None:
@@ -99,6 +107,7 @@ async def flag(request: Request, asking: Asking, token: str, body: ReasonBody) -
 async def revise(request: Request, asking: Asking, judgement_id: int, body: ReviseBody) -> dict[str, Any]:
     """Changes an answer until the freeze."""
     need_scope(asking, "judge:write")
+    limit(request, "submit", asking.person.id)
     now = database_of(request).now()
     said = queue.Submission.model_validate(body.model_dump(exclude={"client_uuid"}))
 

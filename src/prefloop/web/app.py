@@ -1,31 +1,44 @@
 """Puts the labelling app together."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 
 from prefloop.interfaces import PrefloopError
+from prefloop.labels import accounts, webhooks
 from prefloop.labels.database import Database
-from prefloop.labels.errors import LabelError
-from prefloop.web import api, pages, security
+from prefloop.labels.errors import ConsentNeeded, LabelError
+from prefloop.web import api, guard, pages
+from prefloop.web.limits import Limits, TooMany, Windows
+from prefloop.web.outgoing import webhook_sender
 
 HERE = Path(__file__).parent
+DELIVER_EVERY_S = 5.0
+FORGET_EVERY_S = 600.0
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class WebOptions:
-    """How the app is reached."""
+    """How the app is reached, and what it may reach."""
 
     public_url: str = "http://127.0.0.1:8765"
     """The address that people type, which decides whether cookies need https."""
-    limits: security.Limits = field(default_factory=security.Limits)
+    limits: Limits = field(default_factory=Limits)
     """Requests that one person may make."""
+    trusted_hosts: tuple[str, ...] = ()
+    """Further names, as in a Host header, under which the app is reached."""
+    reachable_hosts: tuple[str, ...] = ()
+    """Names in one's own network that webhooks may go to; all others must be public."""
 
 
 def create_app(database: Database, options: WebOptions) -> FastAPI:
@@ -33,6 +46,7 @@ def create_app(database: Database, options: WebOptions) -> FastAPI:
     app = FastAPI(title="prefloop", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
     app.state.database = database
     app.state.options = options
+    app.state.windows = Windows(options.limits)
     app.include_router(api.router)
     for router in pages.ROUTERS:
         app.include_router(router)
@@ -40,25 +54,63 @@ def create_app(database: Database, options: WebOptions) -> FastAPI:
     app.add_exception_handler(LabelError, _refuse)
     app.add_exception_handler(PrefloopError, _unavailable)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.middleware("http")(_with_headers)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _broken)
+    app.add_middleware(
+        guard.Guard,  # pyright: ignore[reportArgumentType]
+        public_url=options.public_url,
+        trusted_hosts=options.trusted_hosts,
+    )
     return app
+
+
+# --- beside the requests ---------------------------------------------------------------------------------------------
 
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(_deliver(app)), asyncio.create_task(_forget(app))]
     yield
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _with_headers(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await go_on(request)
-    for name, value in security.HEADERS.items():
-        response.headers.setdefault(name, value)
-    return response
+async def _deliver(app: FastAPI) -> None:
+    """Sends what happened to those who want to know, for as long as the app runs."""
+    send = webhook_sender(app.state.options.reachable_hosts)
+    while True:
+        try:
+            await run_in_threadpool(webhooks.deliver_due, app.state.database, send)
+        except PrefloopError as error:  # the store is away; the events wait in it
+            logger.warning("webhooks wait error=%s", error)
+        await asyncio.sleep(DELIVER_EVERY_S)
+
+
+async def _forget(app: FastAPI) -> None:
+    """Deletes what has run out, now and then."""
+    database: Database = app.state.database
+    while True:
+        await asyncio.sleep(FORGET_EVERY_S)
+        try:
+            await run_in_threadpool(
+                database.write, lambda connection: accounts.forget_expired(connection, database.now())
+            )
+        except PrefloopError as error:
+            logger.warning("expired sessions stay error=%s", error)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, LabelError)
-    return pages.error_response(request, error.status, str(error))
+    if isinstance(error, ConsentNeeded):
+        return pages.consent_response(request, error)
+    response = pages.error_response(request, error.status, str(error))
+    if isinstance(error, TooMany):
+        response.headers["Retry-After"] = str(error.retry_after_s)
+    return response
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:
@@ -69,4 +121,21 @@ async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(str(one) for one in first["loc"][1:])
-    return JSONResponse({"error": f"{place}: {first['msg']}"}, status_code=422)
+    return pages.error_response(request, 422, f"{place}: {first['msg']}" if place else first["msg"])
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = pages.error_response(request, error.status_code, str(error.detail))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    """Our own bug: the log has it, whoever asked gets to know that it is not their fault, and nothing more."""
+    response = pages.error_response(request, 500, "something broke here; it was noted, please tell the lead")
+    public_url = request.app.state.options.public_url
+    response.headers.update(
+        guard.headers_for(public_url, request.url.path)
+    )  # the guard is further in than this
+    return response

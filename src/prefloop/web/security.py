@@ -1,30 +1,37 @@
-"""Who is asking, and may they: sessions, CSRF tokens, API tokens, and the headers that keep a browser from harm."""
+"""Who is asking, and may they: sessions, CSRF tokens, API tokens, roles. What needs no store is checked in `guard`."""
 
 import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
-import sqlalchemy as sa
-from fastapi import Request
+from fastapi import Request, Response
 
+from prefloop.labels import accounts, tokens
+from prefloop.labels.accounts import SESSION_MS, open_session, token_hash
+from prefloop.labels.database import secret
 from prefloop.labels.errors import Forbidden, LabelError
 from prefloop.labels.people import Person, person_of
-from prefloop.labels.schema import annotator, api_token, session
-from prefloop.web.store import database_of, read
+from prefloop.web.guard import SAFE_METHODS
+from prefloop.web.limits import Limits
+from prefloop.web.store import database_of, read, write
+
+__all__ = [
+    "COOKIE",
+    "Limits",
+    "Unauthorised",
+    "Visitor",
+    "need_role",
+    "need_scope",
+    "open_session",
+    "token_hash",
+    "visitor",
+]
 
 COOKIE = "prefloop_session"
+FORM_COOKIE = "prefloop_form"
 CSRF_HEADER = "x-csrf-token"
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-SESSION_MS = 12 * 60 * 60 * 1000
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; script-src 'self'; style-src 'self'; object-src 'none'; "
-    "base-uri 'none'; frame-ancestors 'none'; form-action 'self'; img-src 'self' data:",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
 RANK = {"judge": 0, "annotator": 1, "reviewer": 2, "lead": 3, "admin": 4}
 
 
@@ -32,16 +39,6 @@ class Unauthorised(LabelError):
     """Nobody is logged in."""
 
     status = 401
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Requests a minute."""
-
-    claim: int = 60
-    submit: int = 60
-    login: int = 5
-    chat: int = 20
 
 
 @dataclass(frozen=True)
@@ -53,11 +50,12 @@ class Visitor:
     """Token of their session; empty for API tokens."""
     scopes: frozenset[str] | None = None
     """What an API token may do; None for a session."""
+    opened_by: accounts.OpenedBy = "password"
+    """How the session began."""
+    opened_at: int = 0
 
 
-def token_hash(token: str) -> str:
-    """What is stored of a token: it cannot be used to log in."""
-    return hashlib.sha256(token.encode()).hexdigest()
+# --- who is asking ---------------------------------------------------------------------------------------------------
 
 
 async def visitor(request: Request) -> Visitor:
@@ -65,57 +63,42 @@ async def visitor(request: Request) -> Visitor:
     header = request.headers.get("authorization", "")
     if header.lower().startswith("bearer "):
         return await _by_api_token(request, header[7:].strip())
-    cookie = request.cookies.get(COOKIE)
-    if not cookie:
+    token = session_token(request)
+    if not token:
         raise Unauthorised("log in first")
     now = database_of(request).now()
-    row = await read(request, lambda connection: _session_row(connection, token_hash(cookie), now))
+    row = await read(request, lambda connection: accounts.find_session(connection, now, token))
     if row is None:
         raise Unauthorised("your session has ended; log in again")
     if request.method not in SAFE_METHODS:
         await check_csrf(request, row.csrf)
-    return Visitor(person_of(row), row.csrf)
-
-
-async def check_csrf(request: Request, csrf: str) -> None:
-    """Raises Forbidden where an unsafe request does not come from our own pages."""
-    origin = request.headers.get("origin")
-    if origin is not None and origin.split("://")[-1] != request.headers.get("host"):
-        raise Forbidden("this request comes from another site")
-    sent = request.headers.get(CSRF_HEADER)
-    if sent is None and "form" in request.headers.get("content-type", ""):
-        sent = (await request.form()).get("csrf")  # type: ignore[assignment]
-    if not isinstance(sent, str) or not hmac.compare_digest(sent, csrf):
-        raise Forbidden("the page is too old; load it again")
-
-
-def _session_row(connection: sa.Connection, hashed: str, now: int) -> sa.Row | None:
-    return connection.execute(
-        sa.select(annotator, session.c.csrf)
-        .join(session, session.c.annotator_id == annotator.c.id)
-        .where(session.c.token_hash == hashed, session.c.expires_at > now, annotator.c.state == "active")
-    ).first()
+    if now - row.seen_at > accounts.SEEN_EVERY_MS:
+        await write(request, lambda connection: accounts.touch_session(connection, now, token))
+    return Visitor(person_of(row), row.csrf, opened_by=row.opened_by, opened_at=row.opened_at)
 
 
 async def _by_api_token(request: Request, token: str) -> Visitor:
+    if not request.url.path.startswith("/api/"):
+        raise Forbidden("API tokens open what is under /api/; log in to see pages")
     now = database_of(request).now()
-
-    def find(connection: sa.Connection) -> sa.Row | None:
-        return connection.execute(
-            sa.select(annotator, api_token.c.scopes)
-            .join(api_token, api_token.c.annotator_id == annotator.c.id)
-            .where(
-                api_token.c.token_hash == token_hash(token),
-                api_token.c.revoked_at.is_(None),
-                api_token.c.expires_at > now,
-                annotator.c.state == "active",
-            )
-        ).first()
-
-    row = await read(request, find)
+    row = await read(request, lambda connection: tokens.find_token(connection, now, token))
     if row is None:
         raise Unauthorised("this token is not known, has expired or was revoked")
+    if now - (row.used_at or 0) > accounts.SEEN_EVERY_MS:
+        await write(request, lambda connection: tokens.touch_token(connection, now, row.token_id))
     return Visitor(person_of(row), "", frozenset(row.scopes))
+
+
+async def check_csrf(request: Request, csrf: str) -> None:
+    """Raises Forbidden where a request does not carry the token that our own pages carry."""
+    sent: object = request.headers.get(CSRF_HEADER)
+    if sent is None and "form" in request.headers.get("content-type", ""):
+        sent = (await request.form()).get("csrf")
+    if not isinstance(sent, str) or not hmac.compare_digest(sent.encode(), csrf.encode()):
+        raise Forbidden("the page is too old; load it again")
+
+
+# --- may they --------------------------------------------------------------------------------------------------------
 
 
 def need_scope(asking: Visitor, scope: str) -> None:
@@ -130,17 +113,95 @@ def need_role(asking: Visitor, role: str) -> None:
         raise Forbidden(f"this needs the role {role}")
 
 
-def open_session(connection: sa.Connection, now: int, person_id: str) -> str:
-    """A new session; returns the token for the cookie, which is stored nowhere."""
-    token = secrets.token_urlsafe(32)
-    connection.execute(
-        sa.insert(session).values(
-            token_hash=token_hash(token),
-            annotator_id=person_id,
-            csrf=secrets.token_urlsafe(24),
-            created_at=now,
-            seen_at=now,
-            expires_at=now + SESSION_MS,
-        )
+# --- cookies ---------------------------------------------------------------------------------------------------------
+
+
+def _is_https(request: Request) -> bool:
+    return urlsplit(request.app.state.options.public_url).scheme == "https"
+
+
+def _cookie_name(request: Request, name: str) -> str:
+    # with this prefix a browser takes the cookie from this host alone, and over https alone
+    return f"__Host-{name}" if _is_https(request) else name
+
+
+def session_token(request: Request) -> str:
+    """The token of the session cookie; empty without one."""
+    return request.cookies.get(_cookie_name(request, COOKIE), "")
+
+
+def set_session(request: Request, response: Response, token: str) -> None:
+    """Gives a browser a session that no script can read."""
+    response.set_cookie(
+        _cookie_name(request, COOKIE),
+        token,
+        max_age=SESSION_MS // 1000,
+        httponly=True,
+        secure=_is_https(request),
+        samesite="lax",
+        path="/",
     )
-    return token
+
+
+def drop_session(request: Request, response: Response) -> None:
+    """Takes the session cookie back."""
+    response.delete_cookie(
+        _cookie_name(request, COOKIE), httponly=True, secure=_is_https(request), samesite="lax", path="/"
+    )
+
+
+async def form_token(request: Request) -> tuple[str, str]:
+    """For forms of people who are not logged in yet: the value of their form cookie, and the token that fits it."""
+    nonce = request.cookies.get(_cookie_name(request, FORM_COOKIE), "") or secrets.token_urlsafe(24)
+    key = await read(request, secret)
+    return nonce, hmac.new(key.encode(), f"form/{nonce}".encode(), hashlib.sha256).hexdigest()
+
+
+def set_form_cookie(request: Request, response: Response, nonce: str) -> None:
+    """Remembers which forms this browser was given."""
+    response.set_cookie(
+        _cookie_name(request, FORM_COOKIE),
+        nonce,
+        httponly=True,
+        secure=_is_https(request),
+        samesite="strict",
+        path="/",
+    )
+
+
+async def check_form(request: Request) -> None:
+    """Dependency of what can be posted without a session. Raises Forbidden where our own form was not used."""
+    _, token = await form_token(request)
+    await check_csrf(request, token)
+
+
+# --- where to --------------------------------------------------------------------------------------------------------
+
+
+def local_path(text: str | None, otherwise: str = "/") -> str:
+    """A path of this app to go on to; `otherwise` for anything that could lead to another site."""
+    if not text or not text.startswith("/") or text[1:2] in ("/", "\\") or not text.isascii():
+        return otherwise
+    if any(ord(letter) <= 0x20 or letter == "\\" for letter in text):
+        return otherwise
+    return text
+
+
+def link_url(public_url: str, token: str) -> str:
+    """The address of a one-time link. The token follows the #, which browsers send to no server and no log sees."""
+    return f"{public_url.rstrip('/')}/link#{token}"
+
+
+def invite_url(public_url: str, token: str) -> str:
+    """The address of an invite."""
+    return f"{public_url.rstrip('/')}/invite#{token}"
+
+
+def address_of(request: Request) -> str:
+    """Where a request comes from; behind a proxy it is what the proxy says, if the server was told to believe it."""
+    return request.client.host if request.client else ""
+
+
+def account_key(called: str) -> str:
+    """What attempts for an account are counted under: never the words, which may be a password in the wrong field."""
+    return hashlib.sha256(called.strip().casefold().encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,12 +1,15 @@
 """The pages, by who uses them. Each module has a `router`."""
 
+from urllib.parse import quote
+
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
-from prefloop.web.pages import home
+from prefloop.labels.errors import ConsentNeeded
+from prefloop.web.pages import account, admin, admin_people, home
 from prefloop.web.pages.shared import page
 
-ROUTERS: tuple[APIRouter, ...] = (home.router,)
+ROUTERS: tuple[APIRouter, ...] = (home.router, account.router, admin.router, admin_people.router)
 
 
 def error_response(request: Request, status: int, message: str) -> Response:
@@ -14,6 +17,15 @@ def error_response(request: Request, status: int, message: str) -> Response:
     if request.url.path.startswith("/api/"):
         return JSONResponse({"error": message}, status_code=status)
     if status == 401:
-        return RedirectResponse("/login", status_code=303)
+        came_from = request.url.path if request.method == "GET" and request.url.path != "/" else ""
+        return RedirectResponse(f"/login?next={quote(came_from)}" if came_from else "/login", status_code=303)
     html = page(request, "error.html", None, status=status, message=message)
     return HTMLResponse(html, status_code=status)
+
+
+def consent_response(request: Request, error: ConsentNeeded) -> Response:
+    """Where somebody reads what they must agree to first."""
+    path = f"/consent/{error.project_id}"
+    if request.url.path.startswith("/api/"):
+        return JSONResponse({"error": str(error), "next": path}, status_code=error.status)
+    return RedirectResponse(path, status_code=303)
