@@ -1,0 +1,64 @@
+// Requests to our own server: the CSRF token goes along, errors come back with the server's words.
+
+export class Refused extends Error {
+  // status 0: the server was not reached
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+// Data and words that the page carries: <script type="application/json" id="…">
+export function pageData(id) {
+  return JSON.parse(document.getElementById(id)?.textContent || "{}");
+}
+
+const csrf = () => document.querySelector('meta[name="csrf"]')?.content || "";
+
+async function send(method, path, body, accept, signal, keepalive) {
+  let response;
+  try {
+    response = await fetch(path, {
+      method,
+      headers: {
+        Accept: accept,
+        ...(method === "GET" ? {} : { "X-CSRF-Token": csrf() }),
+        ...(body === undefined ? {} : { "Content-Type": "application/json" }),
+      },
+      body: body === undefined ? undefined : JSON.stringify(body),
+      credentials: "same-origin",
+      signal,
+      keepalive,
+      redirect: "manual", // a redirect means: log in
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refused(0, "");
+  }
+  if (response.type === "opaqueredirect") throw new Refused(401, "");
+  if (!response.ok) throw new Refused(response.status, await errorOf(response));
+  return response;
+}
+
+async function errorOf(response) {
+  const text = await response.text();
+  try {
+    return JSON.parse(text).error || "";
+  } catch {
+    return "";
+  }
+}
+
+// JSON in, JSON out; null for an answer without content. Throws Refused.
+export async function request(method, path, body, { signal, keepalive } = {}) {
+  const response = await send(method, path, body, "application/json", signal, keepalive);
+  return response.status === 204 ? null : response.json();
+}
+
+// JSON in, a piece of our own HTML out. Throws Refused.
+export async function fragment(method, path, body, { signal } = {}) {
+  const response = await send(method, path, body, "text/html", signal);
+  const template = document.createElement("template");
+  template.innerHTML = await response.text();
+  return template.content;
+}
