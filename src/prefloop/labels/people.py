@@ -5,9 +5,9 @@ judgements point to, without a name, an address or anything else that tells who 
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
@@ -344,3 +344,16 @@ def projects_of_people(connection: sa.Connection) -> dict[str, list[str]]:
     for row in connection.execute(sa.select(member).order_by(member.c.project_id)):
         found.setdefault(row.annotator_id, []).append(row.project_id)
     return found
+
+
+def preferences_of(connection: sa.Connection, person_id: str) -> dict[str, Any]:
+    """How somebody likes the pages: their language, their keys."""
+    found = sa.select(annotator.c.preferences).where(annotator.c.id == person_id)
+    return connection.execute(found).scalar() or {}
+
+
+def change_preferences(connection: sa.Connection, person_id: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Sets some preferences; the others stay."""
+    changed = preferences_of(connection, person_id) | dict(changes)
+    connection.execute(sa.update(annotator).where(annotator.c.id == person_id).values(preferences=changed))
+    return changed

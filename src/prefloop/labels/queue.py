@@ -22,7 +22,7 @@ from prefloop.labels.orders import presented_order
 from prefloop.labels.people import Person, needs_consent
 from prefloop.labels.projects import MINUTE_MS, ProjectConfig
 from prefloop.labels.publish import project_config
-from prefloop.labels.schema import HAS_ROOM, judgement, lease, ledger, member, round_, task
+from prefloop.labels.schema import HAS_ROOM, judgement, lease, ledger, member, project, round_, task
 from prefloop.labels.schema import flag as flag_table
 from prefloop.labels.values import stored_value
 
@@ -97,12 +97,24 @@ def claim(connection: sa.Connection, now: int, project_id: str, person: Person) 
     return None if task_id is None else _take(connection, now, task_id, person, config)
 
 
+def open_lease(connection: sa.Connection, now: int, project_id: str, person: Person) -> Lease | None:
+    """The task that this person holds, if it has not run out."""
+    held = _open_lease(connection, project_id, person)
+    return held if held is not None and held.expires_at > now else None
+
+
 def _served(connection: sa.Connection, project_id: str, person: Person, config: ProjectConfig) -> int:
-    """How many tasks this member has been given. Raises Forbidden for others and where consent is missing."""
+    """How many tasks this member has been given. Raises Forbidden for others, and for who has guidelines to read."""
     row = connection.execute(
-        sa.select(member.c.served, member.c.qualification, member.c.consent_version).where(
-            member.c.project_id == project_id, member.c.annotator_id == person.id
+        sa.select(
+            member.c.served,
+            member.c.qualification,
+            member.c.consent_version,
+            member.c.guideline_version,
+            project.c.guideline_version.label("newest"),
         )
+        .join(project, project.c.id == member.c.project_id)
+        .where(member.c.project_id == project_id, member.c.annotator_id == person.id)
     ).first()
     if row is None:
         raise Forbidden(f"{person.name} is not a member of this project")
@@ -110,6 +122,8 @@ def _served(connection: sa.Connection, project_id: str, person: Person, config: 
         raise Forbidden("the qualification was not passed; ask the lead of the project")
     if person.kind == "human" and needs_consent(config, row.consent_version):
         raise ConsentNeeded(project_id)
+    if person.kind == "human" and row.guideline_version < row.newest:
+        raise Forbidden(f"read and acknowledge version {row.newest} of the guidelines first")
     return row.served
 
 
@@ -190,6 +204,15 @@ def _sees_sensitive(connection: sa.Connection, now: int, person: Person) -> bool
 def _next_task(
     connection: sa.Connection, project_id: str, person: Person, *, sees_sensitive: bool
 ) -> str | None:
+    return connection.execute(
+        _fitting(project_id, person, sees_sensitive=sees_sensitive)
+        .order_by(task.c.priority.desc(), task.c.ordinal)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    ).scalar()
+
+
+def _fitting(project_id: str, person: Person, *, sees_sensitive: bool) -> sa.Select[tuple[str]]:
     fits = [
         task.c.project_id == project_id,
         HAS_ROOM[person.kind],
@@ -199,13 +222,16 @@ def _next_task(
     ]
     if not sees_sensitive:
         fits.append(~task.c.is_sensitive)
-    return connection.execute(
-        sa.select(task.c.id)
-        .where(*fits)
-        .order_by(task.c.priority.desc(), task.c.ordinal)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    ).scalar()
+    return sa.select(task.c.id).where(*fits)
+
+
+def count_waiting(
+    connection: sa.Connection, now: int, project_id: str, person: Person, *, at_most: int
+) -> int:
+    """How many tasks this person could claim, as far as `at_most`."""
+    sees_sensitive = _sees_sensitive(connection, now, person)
+    some = _fitting(project_id, person, sees_sensitive=sees_sensitive).limit(at_most).subquery()
+    return connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one()
 
 
 def _is_for(person: Person) -> sa.ColumnElement[bool]:

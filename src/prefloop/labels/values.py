@@ -263,3 +263,42 @@ def p_a_of(value: Mapping[str, Any]) -> float | None:
     if "p_a" in value:
         return float(value["p_a"])
     return P_A.get(value.get("choice", ""))
+
+
+# --- back to the screen ----------------------------------------------------------------------------------------------
+
+
+def said_value(kind: Kind, stored: Mapping[str, Any], presented: Sequence[int]) -> dict[str, Any]:
+    """What was said on the screen, from what was stored of it: `stored_value` gives the same again."""
+    place_of = {completion: place for place, completion in enumerate(presented)}
+    match kind:
+        case "pairwise":
+            said = _said_choice(stored, presented)
+            if "axes" in stored:
+                said["axes"] = {name: _strength(one, presented) for name, one in stored["axes"].items()}
+            if "spans" in stored:
+                said["spans"] = [
+                    {name: one[name] for name in ("start", "end", "note")} | {"position": place_of[one["completion"]]}
+                    for one in stored["spans"]
+                ]
+            return said
+        case "rank":
+            return {
+                "groups": [sorted(place_of[one] for one in group) for group in stored["groups"]],
+                "unrankable": sorted(place_of[one] for one in stored["unrankable"]),
+            }
+        case "steps":
+            said = _said_choice(stored, presented)
+            if "labels" in stored:
+                said["labels"] = [stored["labels"][completion] for completion in presented]
+            return said
+        case _:
+            return dict(stored)
+
+
+def _said_choice(stored: Mapping[str, Any], presented: Sequence[int]) -> dict[str, Any]:
+    if "choice" not in stored:
+        return {}
+    if stored["strength"] is None:
+        return {"verdict": stored["choice"]}
+    return {"strength": _strength(stored["strength"], presented)}

@@ -1,5 +1,6 @@
 """The JSON interface: claim, keep, answer. Pages, AI judges and other programs use the same."""
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import sqlalchemy as sa
@@ -7,7 +8,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefloop.labels import queue
-from prefloop.labels.reading import shown_task
+from prefloop.labels.people import change_preferences
+from prefloop.labels.reading import MOST_OWN, own_judgements, shown_task
 from prefloop.web.limits import limit
 from prefloop.web.security import Visitor, need_scope, visitor
 from prefloop.web.store import database_of, read, write
@@ -31,6 +33,13 @@ class DraftBody(Body):
 class ReasonBody(Body):
     reason: str
     comment: str = Field(default="", max_length=10_000)
+
+
+class PreferencesBody(Body):
+    keys: dict[Annotated[str, Field(max_length=60)], Annotated[str, Field(max_length=30)]] = Field(max_length=100)
+    """The key of each action that has another one than usual."""
+    single_keys: bool
+    """Whether keys without Ctrl or Alt do anything; who dictates turns them off."""
 
 
 class ReviseBody(queue.Submission):
@@ -101,6 +110,20 @@ async def flag(request: Request, asking: Asking, token: str, body: ReasonBody) -
         queue.flag(connection, now, token, asking.person, body.reason, body.comment)
 
     await write(request, work)
+
+
+@router.get("/judgements/mine")
+async def mine(request: Request, asking: Asking, limit: int = MOST_OWN) -> list[dict[str, Any]]:
+    """One's own last answers, as they stand."""
+    found = await read(request, lambda connection: own_judgements(connection, asking.person, limit=max(1, limit)))
+    return [asdict(one) for one in found]
+
+
+@router.put("/me/preferences", status_code=204)
+async def prefer(request: Request, asking: Asking, body: PreferencesBody) -> None:
+    """Keeps which keys somebody likes."""
+    changes = body.model_dump()
+    await write(request, lambda connection: change_preferences(connection, asking.person.id, changes))
 
 
 @router.post("/judgements/{judgement_id}/revise")

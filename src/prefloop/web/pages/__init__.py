@@ -6,10 +6,16 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
 from prefloop.labels.errors import ConsentNeeded
-from prefloop.web.pages import account, admin, admin_people, home
+from prefloop.web.pages import account, admin, admin_people, home, judge
 from prefloop.web.pages.shared import page
 
-ROUTERS: tuple[APIRouter, ...] = (home.router, account.router, admin.router, admin_people.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    home.router,
+    account.router,
+    admin.router,
+    admin_people.router,
+    judge.router,
+)
 
 
 def error_response(request: Request, status: int, message: str) -> Response:

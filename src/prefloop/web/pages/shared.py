@@ -9,6 +9,7 @@ import jinja2
 import yaml
 from fastapi import Request
 
+from prefloop.web.render import json_in_page, markdown_html, plain_html, safe_name
 from prefloop.web.security import Visitor
 
 HERE = Path(__file__).parent.parent
@@ -19,13 +20,20 @@ LANGUAGE_COOKIE = "prefloop_language"
 @functools.cache
 def templates() -> jinja2.Environment:
     """Templates with everything escaped; an unknown name is an error, not an empty place."""
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= {
+        "markdown_html": markdown_html,
+        "plain_html": plain_html,
+        "safe_name": safe_name,
+        "json_in_page": json_in_page,
+    }
+    return environment
 
 
 @functools.cache
@@ -36,6 +44,12 @@ def words(language: str) -> Mapping[str, str]:
         area = path.name.split(".")[0]
         found |= {f"{area}.{key}": text for key, text in yaml.safe_load(path.read_text("utf-8")).items()}
     return found
+
+
+def script_words(request: Request, *areas: str) -> dict[str, str]:
+    """The texts of some areas for a page's script, which fills in `{name}` itself."""
+    found = words(language_of(request))
+    return {key: text for key, text in found.items() if key.split(".")[0] in areas}
 
 
 def language_of(request: Request) -> str:
