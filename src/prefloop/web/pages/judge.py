@@ -190,12 +190,12 @@ def _task_html(request: Request, asking: Visitor, shown: Mapping[str, Any], fram
 def split_steps(texts: Sequence[str], prefix: str) -> tuple[str, list[str]]:
     """The beginning that two steps share, and what follows it in each.
 
-    The texts are whole where `prefix` is empty; then they part at the last end of a line, or of a word, that they share.
+    The texts are whole where `prefix` is empty; then they part at the last end of a line that they share, or else of a word.
     """
     if prefix:
         return prefix, [text.removeprefix(prefix) for text in texts]
     common = os.path.commonprefix(list(texts)) if len(texts) > 1 else ""
-    end = max(common.rfind("\n"), common.rfind(" ")) + 1
+    end = (common.rfind("\n") if "\n" in common else common.rfind(" ")) + 1
     return common[:end], [text[end:] for text in texts]
 
 

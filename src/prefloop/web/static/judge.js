@@ -148,7 +148,7 @@ function openTask(root) {
     text.closest(".answer").scrollIntoView({ block: "nearest" });
   };
   const sides = root.querySelector('[data-action="focus_a"]') ? { focus_a: go(0), focus_b: go(1) } : {};
-  keys.use({ ...kind, actions: { ...views.actions, ...sides, ...kind.actions } });
+  keys.use({ ...kind, actions: { ...kind.actions, ...sides, ...views.actions, ...kind.actions } });
   update();
 }
 

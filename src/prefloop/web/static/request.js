@@ -15,7 +15,28 @@ export function pageData(id) {
 
 const csrf = () => document.querySelector('meta[name="csrf"]')?.content || "";
 
-async function send(method, path, body, accept, signal, keepalive) {
+// After a new login in another tab the session has another token; our own page has it.
+async function renewToken() {
+  const before = csrf();
+  const page = await fetch(location.href, { credentials: "same-origin", redirect: "manual" }).catch(() => null);
+  if (!page?.ok) return false;
+  const found = new DOMParser().parseFromString(await page.text(), "text/html").querySelector('meta[name="csrf"]');
+  const token = found?.content;
+  if (!token || token === before) return false;
+  document.querySelector('meta[name="csrf"]').content = token;
+  return true;
+}
+
+async function send(...asked) {
+  try {
+    return await sendOnce(...asked);
+  } catch (error) {
+    if (error.status === 403 && asked[0] !== "GET" && (await renewToken())) return sendOnce(...asked);
+    throw error;
+  }
+}
+
+async function sendOnce(method, path, body, accept, signal, keepalive) {
   let response;
   try {
     response = await fetch(path, {

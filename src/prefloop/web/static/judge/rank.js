@@ -43,9 +43,6 @@ export function openRank(root, { data, changed }) {
       }),
     );
     unrankableBox.classList.toggle("empty-zone", ranking.unrankable.length === 0);
-    root.querySelector("#order").textContent =
-      ranking.tiers.map((tier) => tier.map((one) => LETTERS[one]).join(" = ")).join("  >  ") +
-      (ranking.unrankable.length ? `   (${ranking.unrankable.map((one) => LETTERS[one]).join(", ")})` : "");
     root.querySelector('[data-action="keep_order"]')?.setAttribute("aria-pressed", String(isTouched));
     mark();
     if (hadFocus) cards[current].focus({ preventScroll: true });

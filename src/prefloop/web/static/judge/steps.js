@@ -20,8 +20,18 @@ export function openSteps(root, { changed }) {
     const side = here();
     const radio = side.querySelector(`input[value="${name}"]`);
     radio.checked = true;
+    point();
     changed(`${side.querySelector("legend").textContent} ${t(`judge.${name}`)}`);
   }
+
+  // the keys stand beside the step that they are about
+  const point = () => {
+    const side = here();
+    for (const one of sides) one.classList.toggle("current", one === side);
+  };
+  root.addEventListener("focusin", point);
+  root.addEventListener("change", point);
+  point();
 
   return {
     actions: { ...strips.actions, ...Object.fromEntries(LABELS.map((name) => [name, () => label(name)])) },

@@ -33,18 +33,21 @@ export function openViews(root, address, { textsChanged }) {
     textsChanged();
   }
 
+  const actions = {
+    raw: () => show(shown === "raw" ? "markdown" : "raw"),
+    diff: () => show(shown === "diff" ? (kept.raw ? "raw" : "markdown") : "diff"),
+    wrap() {
+      kept.nowrap = !kept.nowrap;
+      root.classList.toggle("nowrap", kept.nowrap);
+      buttons();
+    },
+  };
+  if (!root.querySelector('[data-action="diff"]')) delete actions.diff;
+
   return {
     isRaw: () => shown === "raw",
     showRaw: () => show("raw"),
-    actions: {
-      raw: () => show(shown === "raw" ? "markdown" : "raw"),
-      diff: () => show(shown === "diff" ? (kept.raw ? "raw" : "markdown") : "diff"),
-      wrap() {
-        kept.nowrap = !kept.nowrap;
-        root.classList.toggle("nowrap", kept.nowrap);
-        buttons();
-      },
-    },
+    actions,
   };
 }
 
