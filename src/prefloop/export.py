@@ -169,7 +169,7 @@ def _ultrafeedback_row(pair: PreferencePair) -> dict[str, object]:
 
 def _write_lines(rows: Iterable[Mapping[str, object]], out: Path) -> int:
     number = 0
-    with _whole(out, LINES_SUFFIXES) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with whole_file(out, LINES_SUFFIXES) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
             number += 1
@@ -182,7 +182,7 @@ def _write_parquet(rows: Sequence[Mapping[str, object]], schema: "pyarrow.Schema
     import pyarrow.parquet
 
     _check_number(len(rows), out)
-    with _whole(out, (TABLE_SUFFIX,)) as temporary:
+    with whole_file(out, (TABLE_SUFFIX,)) as temporary:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), temporary)
     return len(rows)
 
@@ -231,7 +231,7 @@ def _check_number(number: int, out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _whole(out: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+def whole_file(out: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     """A temporary file that becomes `out` when the block ends well, and vanishes when it does not."""
     if out.suffix not in suffixes:
         raise InputError(

@@ -1,0 +1,1 @@
+"""How judgements leave and come in: a module a family of formats; `table` names them, `writing`, `reading` do files."""
