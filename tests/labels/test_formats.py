@@ -596,9 +596,18 @@ def test_no_cell_of_a_csv_file_is_a_formula(tmp_path: Path, start: str):
     assert record["rating"] == "-1"
 
 
-def test_half_a_surrogate_pair_is_named(tmp_path: Path):
-    with pytest.raises(InputError, match="half a surrogate pair"):
-        write_export([pair(1, texts=("\ud800", "x"))], "trl-preference", tmp_path / "out.jsonl")
+@pytest.mark.parametrize("name", ["out.jsonl", "out.json", "out.parquet", "out.csv"])
+def test_half_a_surrogate_pair_is_named(tmp_path: Path, name: str):
+    with pytest.raises(InputError, match=rf"{name}: judgement 77, or one shortly before, cannot be written"):
+        write_export([pair(1, texts=("\ud800", "x"), judgement_id=77)], "trl-preference", tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_that_json_does_not_have_are_named_and_words_that_sound_like_them_are_not(tmp_path: Path):
+    exported([pair(1, texts=("NaN", "Infinity"))], "trl-preference", tmp_path)
+    bad = row("form", {"ratings": {"overall": float("nan")}, "flags": {}}, "x", judgement_id=78)
+    with pytest.raises(InputError, match="judgement 78"):
+        exported([bad], "judgements-raw", tmp_path)
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path):

@@ -16,7 +16,7 @@ from prefloop.records import Message
 TaskKind = Literal["pairwise", "rank", "form", "rules", "edit", "demonstration", "prompt", "steps", "chat"]
 AnnotatorKind = Literal["human", "ai", "rule", "outcome"]
 State = Literal["valid", "surplus", "late", "skipped", "withdrawn", "superseded"]
-STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
 
 @dataclass(frozen=True, slots=True)

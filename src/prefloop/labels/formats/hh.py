@@ -20,9 +20,10 @@ def hh_rlhf(rows: Rows, options: ExportOptions) -> Iterator[Made | Refused]:
     """Chosen and rejected transcripts. Text that holds a role marker is refused: it would read as another turn."""
 
     def record(row: JudgementRow, pair: JudgedPair, weight: float) -> dict[str, Any] | str:
-        sides = {"chosen": pair.chosen.text, "rejected": pair.rejected.text}
         try:
-            return {name: transcript(row.prompt.messages, text) for name, text in sides.items()}
+            before = transcript(row.prompt.messages)
+            sides = {"chosen": pair.chosen.text, "rejected": pair.rejected.text}
+            return {name: before + _answer(text) for name, text in sides.items()}
         except DroppedRowError as dropped:
             return dropped.reason
 
@@ -42,7 +43,7 @@ def hh_redteam(rows: Rows, options: ExportOptions) -> Iterator[Made | Refused]:
             yield Refused(row, NOT_FOR_THIS_FORMAT)
             continue
         try:
-            text = transcript(row.prompt.messages, row.completions[0].text)
+            text = transcript(row.prompt.messages) + _answer(row.completions[0].text)
         except DroppedRowError as dropped:
             yield Refused(row, dropped.reason)
             continue
@@ -69,15 +70,22 @@ def redteam_columns(options: ExportOptions) -> dict[str, Column]:
     }
 
 
-def transcript(messages: tuple[Message, ...], completion: str) -> str:
-    """The conversation as one text. Raises DroppedRowError for what a transcript cannot hold."""
+def transcript(messages: tuple[Message, ...]) -> str:
+    """The conversation before an answer as one text. Raises DroppedRowError for what a transcript cannot hold."""
     if any(message.role == "system" for message in messages):
         raise DroppedRowError(NOT_FOR_THIS_FORMAT)
     try:
         check_turns(messages)
     except BadRowError as bad:
         raise DroppedRowError(NOT_FOR_THIS_FORMAT) from bad
-    whole = (*messages, Message(role="assistant", content=completion))
-    if any(mark in message.content for message in whole for mark in MARKERS):
+    return "".join([_turn(message.role, message.content) for message in messages])
+
+
+def _answer(text: str) -> str:
+    return _turn("assistant", text)
+
+
+def _turn(role: str, text: str) -> str:
+    if any(mark in text for mark in MARKERS):
         raise DroppedRowError(ROLE_MARKER)
-    return "".join(HH_SPEAKERS[message.role] + message.content for message in whole)
+    return HH_SPEAKERS[role] + text

@@ -9,11 +9,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pydantic_core
 
 from prefloop import __version__
 from prefloop.export import whole_file
@@ -35,6 +36,7 @@ ROWS_A_GROUP = 4096
 """Records held in memory at a time where a table is written."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """What makes a spreadsheet take a cell for a formula."""
+SPACES = b" \t\r\n"
 
 Records = Iterator[dict[str, Any]]
 Columns = Mapping[str, Column]
@@ -74,6 +76,8 @@ class Counts:
     rows_in: int = 0
     rows_out: int = 0
     records: int = 0
+    latest: int = 0
+    """The judgement of the newest record."""
     drops: Counter[str] = field(default_factory=Counter)
     records_dropped: Counter[str] = field(default_factory=Counter)
     sources: Counter[str] = field(default_factory=Counter)
@@ -94,7 +98,13 @@ def write_export(
     write = _writer(chosen, path, options)
     counts = Counts()
     with whole_file(path, (path.suffix,)) as temporary:
-        write(_records(rows, chosen, options, counts), temporary)
+        try:
+            write(_records(rows, chosen, options, counts), temporary)
+        except _Unwritable as error:
+            place = f"{path.name}: judgement {counts.latest}, or one shortly before"
+            raise InputError(
+                f"{place}, cannot be written ({error}); take its text out of the store"
+            ) from error
         if not counts.records:
             drops = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.drops.items()))
             raise InputError(
@@ -163,6 +173,7 @@ def _records(rows: Iterable[JudgementRow], chosen: Format, options: ExportOption
             else:
                 out.update(row.judgement_id for row in item.rows)
                 counts.records += 1
+                counts.latest = item.rows[0].judgement_id
                 yield item.record
         for id, reason in refused:
             if id in out:
@@ -230,21 +241,18 @@ class _Seen:
         if (task := made.rows[0].task_id) != self._task:
             self._earlier |= self._current
             self._current, self._task = set(), task
-        said = " ".join(_strings([made.record[name] for name in self._fields])).casefold()
-        mark = int.from_bytes(hashlib.blake2b(" ".join(said.split()).encode(), digest_size=8).digest())
+        said = "\0".join([_words(made.record[name]) for name in self._fields]).casefold()
+        plain = said.encode("utf-8", "surrogatepass").translate(None, SPACES)
+        mark = int.from_bytes(hashlib.blake2b(plain, digest_size=8).digest())
         self._current.add(mark)
         return mark in self._earlier
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _words(value: str | list[str] | list[dict[str, str]]) -> str:
+    """What a field says, of text, texts or turns."""
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for one in value.values():
-            yield from _strings(one)
-    elif isinstance(value, list):
-        for one in value:
-            yield from _strings(one)
+        return value
+    return "\0".join([one if isinstance(one, str) else one["content"] for one in value])
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -267,21 +275,21 @@ def _writer(chosen: Format, path: Path, options: ExportOptions) -> Callable[[Rec
 
 
 def _write_lines(records: Records, path: Path) -> None:
-    with path.open("w", encoding="utf-8") as file, _encodable(path):
-        file.writelines(f"{_json(record)}\n" for record in records)
+    with path.open("wb") as file:
+        file.writelines(_json(record) + b"\n" for record in records)
 
 
 def _write_list(records: Records, path: Path) -> None:
-    with path.open("w", encoding="utf-8") as file, _encodable(path):
-        between = "[\n"
+    with path.open("wb") as file:
+        between = b"[\n"
         for record in records:
             file.write(between + _json(record))
-            between = ",\n"
-        file.write("\n]\n")
+            between = b",\n"
+        file.write(b"\n]\n")
 
 
 def _write_csv(records: Records, path: Path, columns: Columns) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file, _encodable(path):
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)  # whose line ends are \r\n: cells with either are then quoted
         writer.writerow(columns)
         for record in records:
@@ -292,7 +300,8 @@ def _cell(value: object) -> object:
     """A cell that no spreadsheet runs as a formula; lists and objects as JSON."""
     if value is None or isinstance(value, bool | int | float):
         return value
-    text = value if isinstance(value, str) else _json(value)
+    written = _json(value).decode()  # also of text, since it must be one that can be written
+    text = value if isinstance(value, str) else written
     return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
@@ -303,10 +312,14 @@ def _write_parquet(records: Records, path: Path, columns: Columns) -> None:
     types = _arrow_types()
     schema = pyarrow.schema({name: types[column] for name, column in columns.items()})
     nested = [name for name, column in columns.items() if column == "json"]
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer, _encodable(path):
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
         while some := list(islice(records, ROWS_A_GROUP)):
-            told = [{**one, **{name: _json(one.get(name)) for name in nested}} for one in some]
-            writer.write_table(pyarrow.Table.from_pylist(told, schema=schema))
+            told = [{**one, **{name: _json(one.get(name)).decode() for name in nested}} for one in some]
+            try:
+                table = pyarrow.Table.from_pylist(told, schema=schema)
+            except UnicodeEncodeError as error:
+                raise _Unwritable(str(error)) from error
+            writer.write_table(table)
 
 
 def _arrow_types() -> "dict[Column, pyarrow.DataType]":
@@ -326,18 +339,16 @@ def _arrow_types() -> "dict[Column, pyarrow.DataType]":
     }
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-@contextmanager
-def _encodable(path: Path) -> Iterator[None]:
-    """Turns what text and numbers without a place in the file raise into a message."""
+def _json(value: object) -> bytes:
+    """A value as JSON. Raises _Unwritable for numbers and halves of characters that JSON does not have."""
     try:
-        yield
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{path.name}: a text holds half a surrogate pair; take it out of the store"
-        ) from error
+        text = pydantic_core.to_json(value)
+        if b"NaN" in text or b"Infinity" in text:  # as a number, or in somebody's words
+            json.dumps(value, allow_nan=False)
     except ValueError as error:
-        raise InputError(f"{path.name}: {error}; take the value out of the store") from error
+        raise _Unwritable(str(error)) from error
+    return text
+
+
+class _Unwritable(Exception):
+    """A value that the file cannot hold."""
