@@ -16,7 +16,7 @@ from prefloop.records import Message
 TaskKind = Literal["pairwise", "rank", "form", "rules", "edit", "demonstration", "prompt", "steps", "chat"]
 AnnotatorKind = Literal["human", "ai", "rule", "outcome"]
 State = Literal["valid", "surplus", "late", "skipped", "withdrawn", "superseded"]
-STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,8 @@ def row_of(value: object) -> JudgementRow:
 
 
 def json_of(row: JudgementRow) -> dict[str, Any]:
-    """The row as JSON values."""
-    return ROWS.dump_python(row, mode="json")
+    """The row as plain values."""
+    return ROWS.dump_python(row)
 
 
 def in_order(rows: Iterable[JudgementRow]) -> list[JudgementRow]:
