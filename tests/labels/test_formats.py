@@ -1,12 +1,15 @@
 """Exports: what each format holds, what stays behind and why, and files that are whole, repeatable and safe to open."""
 
 import json
+import re
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from labels.making import exported, form, one_of_each, pair, prompt, ranking, row
+from prefloop.config import SourceSection
+from prefloop.data import read_pairs
 from prefloop.interfaces import InputError
 from prefloop.labels.formats.options import ExportOptions
 from prefloop.labels.formats.reading import read_raw
@@ -423,6 +426,18 @@ def test_judgements_are_records_of_the_loop(tmp_path: Path):
     assert sum(one.labels for one in read) == manifest.rows_in
 
 
+@pytest.mark.parametrize(
+    "format",
+    ["trl-preference", "trl-preference-implicit", "hh-rlhf", "ultrafeedback-binarized", "llama2-margin"],
+)
+def test_training_reads_exported_pairs(tmp_path: Path, format: str):
+    exported([pair(7, prompt=prompt("a", "b", "c"))], format, tmp_path)
+    (read,) = read_pairs(SourceSection(path=str(tmp_path / "out.jsonl"))).rows
+    assert [one.content for one in read.prompt.messages] == ["a", "b", "c"]
+    assert (read.chosen.text, read.rejected.text) == ("two", "one")
+    assert read.margin == {"hh-rlhf": 1.0, "ultrafeedback-binarized": 7.0 - 2.0}.get(format, 2 / 3)
+
+
 # --- what stays behind -----------------------------------------------------------------------------------------------
 
 
@@ -693,3 +708,28 @@ def test_a_redaction_that_does_not_work_stops_the_export(
 def test_options_are_checked():
     with pytest.raises(ValueError, match=r"bad_to = 5.0 must be below good_from = 5.0"):
         ExportOptions(bad_to=5)
+
+
+# --- documentation ---------------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "export-labels.md"
+SAMPLES = dict(
+    re.findall(
+        r"^#### (\S+)\n\n```json\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+)
+
+
+@pytest.mark.parametrize("format", SAMPLES)
+def test_documented_rows_have_the_fields_that_are_written(tmp_path: Path, format: str):
+    rows = one_of_each()
+    if format in ("argilla", "labelstudio"):
+        rows = [one for one in rows if one.task_kind == "pairwise"]
+    records, _ = exported(rows, format, tmp_path)
+    assert list(json.loads(SAMPLES[format])) == list(records[0])
+
+
+def test_every_format_is_documented():
+    assert set(SAMPLES) == set(FORMATS) - {"pairs", "judgements"}
+    table = PAGE.read_text(encoding="utf-8").split("## Formats")[1].split("###")[0]
+    assert all(f"`{name}`" in table for name in FORMATS)
