@@ -24,6 +24,8 @@ Redaction = Callable[[str], object]
 
 def reserved(prompt_id: str, share: float) -> bool:
     """Whether a prompt is held out: its hash says so, before anyone has judged it, and on every machine."""
+    if not share:
+        return False
     digest = hashlib.blake2b(prompt_id.encode(), digest_size=8, salt=RESERVED_SALT).digest()
     return int.from_bytes(digest) < share * 2**64
 

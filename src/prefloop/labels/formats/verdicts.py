@@ -2,8 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefloop.labels.formats.options import WEAKEST, ExportOptions
 from prefloop.labels.formats.shapes import NOT_FOR_THIS_FORMAT, Made, Refused, Rows
@@ -16,8 +15,7 @@ MIDDLE = 4.5
 """Between 1, the first strongly better, and 8, the second."""
 
 
-@dataclass(frozen=True, slots=True)
-class JudgedPair:
+class JudgedPair(NamedTuple):
     """Two completions that one judgement ordered."""
 
     chosen: RowCompletion

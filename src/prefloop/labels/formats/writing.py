@@ -36,6 +36,7 @@ ROWS_A_GROUP = 4096
 """Records held in memory at a time where a table is written."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """What makes a spreadsheet take a cell for a formula."""
+BUFFER = 1 << 20
 SPACES = b" \t\r\n"
 
 Records = Iterator[dict[str, Any]]
@@ -275,12 +276,12 @@ def _writer(chosen: Format, path: Path, options: ExportOptions) -> Callable[[Rec
 
 
 def _write_lines(records: Records, path: Path) -> None:
-    with path.open("wb") as file:
+    with path.open("wb", BUFFER) as file:
         file.writelines(_json(record) + b"\n" for record in records)
 
 
 def _write_list(records: Records, path: Path) -> None:
-    with path.open("wb") as file:
+    with path.open("wb", BUFFER) as file:
         between = b"[\n"
         for record in records:
             file.write(between + _json(record))
