@@ -16,6 +16,7 @@ from prefloop.labels.formats.reading import read_raw
 from prefloop.labels.formats.screening import reserved
 from prefloop.labels.formats.table import FORMATS
 from prefloop.labels.formats.writing import count_export, write_export
+from prefloop.labels.projects import INSTRUCTGPT_FORM
 from prefloop.labels.rows import RowCompletion, in_order
 from prefloop.records import Message, PreferencePair, judgement_adapter
 
@@ -180,7 +181,7 @@ def test_unpaired_labels_come_from_ratings_flags_and_both_bad(tmp_path: Path):
         form("good", {"overall": 5}, prompt="1"),
         form("poor", {"overall": 3}, prompt="2"),
         form("middling", {"overall": 4}, prompt="3"),
-        form("flagged", {"overall": 7}, {"harmful": True}, prompt="4"),
+        form("flagged", {"overall": 7}, {"hallucination": True}, prompt="4"),
         pair(None, choice="both_bad", prompt="5"),
         pair(1, prompt="6"),
     ]
@@ -190,10 +191,18 @@ def test_unpaired_labels_come_from_ratings_flags_and_both_bad(tmp_path: Path):
     assert manifest.drops == {"neutral": 1, "not_for_this_format": 1}
 
 
-def test_only_named_flags_make_a_completion_bad(tmp_path: Path):
-    rows = [form("x", {"overall": 6}, {"funny": True, "harmful": False})]
-    (record,), _ = exported(rows, "trl-unpaired", tmp_path, bad_flags=("harmful",))
+def test_flags_that_only_describe_make_no_completion_bad(tmp_path: Path):
+    flags = {"satisfies_constraint": True, "opinion": True, "hallucination": False}
+    (record,), _ = exported([form("x", {"overall": 6}, flags)], "trl-unpaired", tmp_path)
     assert record["label"] is True
+    (record,), _ = exported(
+        [form("x", {"overall": 6}, flags)], "trl-unpaired", tmp_path, bad_flags=("opinion",)
+    )
+    assert record["label"] is False
+
+
+def test_every_bad_flag_is_one_of_the_default_form():
+    assert set(ExportOptions().bad_flags) <= {field.name for field in INSTRUCTGPT_FORM}
 
 
 def test_siblings_give_their_shared_steps_to_the_prompt(tmp_path: Path):

@@ -9,6 +9,10 @@ from prefloop.records import Record
 WEAKEST = 0.5
 """Distance of the weakest strength, 4 or 5 of 1 to 8, from the middle."""
 DISTANCES = (3.5, 2.5, 1.5, WEAKEST)
+BAD_FLAGS = (
+    "fails_instruction", "inappropriate", "hallucination", "encourages_harm", "denigrates", "harmful_advice",
+)  # fmt: skip
+"""Those of InstructGPT's form that say that something is wrong; others, as an opinion, only describe."""
 SftSource = Literal["demonstration", "edit", "chosen"]
 
 
@@ -35,8 +39,8 @@ class ExportOptions(Record):
     """Smallest rating of a desirable completion."""
     bad_to: float = 3.0
     """Largest rating of an undesirable one."""
-    bad_flags: tuple[str, ...] | Literal["any"] = "any"
-    """Flags of a form that make a completion undesirable."""
+    bad_flags: tuple[str, ...] = BAD_FLAGS
+    """Flags of a form that make a completion undesirable, whatever its rating."""
     rating_range: tuple[float, float] = (1.0, 7.0)
     """Ratings outside are errors and left out."""
     sft_sources: tuple[SftSource, ...] = ("demonstration", "edit", "chosen")

@@ -210,7 +210,7 @@ def unpaired_columns(options: ExportOptions) -> dict[str, Column]:
 
 def _form_label(row: JudgementRow, options: ExportOptions) -> bool | str:
     raised = {name for name, value in row.value.get("flags", {}).items() if value}
-    if raised if options.bad_flags == "any" else raised & set(options.bad_flags):
+    if raised & set(options.bad_flags):
         return False
     rating = row.value.get("ratings", {}).get(options.rating)
     if rating is None:
