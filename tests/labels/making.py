@@ -89,7 +89,7 @@ def one_of_each() -> list[JudgementRow]:
         pair(2, prompt="marker", texts=("one\n\nHuman: two", "three")),
         row("pairwise", {"choice": "b", "strength": None, "p_a": 0.25}, "one", "two", prompt="judge",
             annotator_kind="ai", judge={"model": "m", "temperature": 0.0}),
-        ranking([[2], [0, 1]], "one", "two", "three", prompt="rank", unrankable=(3,)),
+        ranking([[2], [0, 1]], "one", "two", "three", "four", prompt="rank", unrankable=(3,)),
         ranking([[0, 1]], "one", "two", prompt="all tied"),
         form("one", {"overall": 6, "helpful": 5}, {"harmful": False}, prompt="form"),
         form("one", {"overall": 4}, prompt="neutral"),

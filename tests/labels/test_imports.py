@@ -3,7 +3,7 @@
 import gzip
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from prefloop.containers import raw_rows
 from prefloop.interfaces import InputError
 from prefloop.labels.formats.incoming import ImportedTask
 from prefloop.labels.formats.reading import ImportOptions, TaskReader
-from prefloop.labels.formats.writing import write_export
-from prefloop.labels.rows import JudgementRow, in_order
+from prefloop.labels.formats.table import FORMATS
+from prefloop.labels.formats.writing import count_export, write_export
+from prefloop.labels.rows import ROWS, JudgementRow, in_order
 from prefloop.records import Completion, Group, Message, PreferencePair, Prompt, Sampling, file_completion
 from prefloop.store import write_rows
 
@@ -437,6 +438,59 @@ def test_deep_json_is_counted_not_a_crash(tmp_path: Path):
     reader = TaskReader(ImportOptions(path=str(tmp_path / "x.jsonl"), bad_rows="drop"))
     assert list(reader) == []
     assert reader.dropped == {"broken_json": 1}
+
+
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    3.5,
+    "",
+    "odd",
+    [],
+    [None],
+    [3],
+    [["odd"]],
+    {},
+    {"odd": 3},
+    {"value": {}},
+)
+
+
+def broken(value: Any) -> Iterator[Any]:
+    """The value with one of its parts replaced or taken out."""
+    yield from ODD
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield {name: other for name, other in value.items() if name != key}
+            yield from ({**value, key: odd} for odd in broken(one))
+    elif isinstance(value, list):
+        for place, one in enumerate(value):
+            yield from ([*value[:place], odd, *value[place + 1 :]] for odd in broken(one))
+
+
+def samples() -> dict[str, Any]:
+    """A row of each format, with all that it may hold."""
+    rows = one_of_each()
+    raw = {f"raw {one.task_kind} {place}": json.loads(ROWS.dump_json(one)) for place, one in enumerate(rows)}
+    argilla = {f"argilla {one['id']}": one for one in json.loads((GOLDEN / "argilla.json").read_text())}
+    files = ("labelstudio.json", "labelstudio_ranker.json")
+    return raw | argilla | {name: json.loads((GOLDEN / name).read_text())[0] for name in files}
+
+
+@pytest.mark.parametrize("name", sorted(samples()))
+def test_whatever_is_in_a_row_it_is_read_or_counted_and_what_is_read_can_leave(tmp_path: Path, name: str):
+    rows = [one for one in broken(samples()[name]) if isinstance(one, dict)]
+    format = {"raw": "judgements-raw", "argilla": "argilla"}.get(name.split()[0], "labelstudio")
+    file = lines(tmp_path / "odd.jsonl", *rows)
+    config = str(GOLDEN / "labelstudio.xml") if name == "labelstudio.json" else ""
+    options = ImportOptions(path=str(file), format=format, bad_rows="drop", labelstudio_config=config)  # pyright: ignore
+    reader = TaskReader(options)
+    tasks = list(reader)
+    assert reader.rows_in == len(rows) == len(tasks) + reader.dropped.total()
+    for target in FORMATS.values():
+        if target.companion is None:
+            count_export(numbered(tasks), target.name)
 
 
 # --- the development data --------------------------------------------------------------------------------------------

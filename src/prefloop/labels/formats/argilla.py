@@ -195,8 +195,7 @@ def read_argilla(row: Row, name: str) -> ImportedTask:
         if key != asked and value is not None
     }
     policies = metadata.get("policies")
-    known = isinstance(policies, list) and len(policies) == len(answers)
-    completions = completions_of(prompt, list(answers.values()), policies if known else None)
+    completions = completions_of(prompt, list(answers.values()), policies)
     if row.get("responses") is None:
         return ImportedTask(prompt, completions)
     kind = str(metadata.get("kind") or "")
@@ -211,7 +210,10 @@ def _by_person(responses: object, metadata: Mapping[str, Any]) -> dict[str, dict
     """Submitted values by question, for each annotator."""
     if not isinstance(responses, Mapping):
         raise BadRowError("wrong_type", "responses is no object of lists by question; fix the row")
-    ours = {str(uuid.uuid5(PEOPLE, str(one))): str(one) for one in metadata.get("annotators") or ()}
+    people = metadata.get("annotators")
+    ours = {
+        str(uuid.uuid5(PEOPLE, str(one))): str(one) for one in (people if isinstance(people, list) else ())
+    }
     found: dict[str, dict[str, Any]] = {}
     for question, given in responses.items():
         for one in given if isinstance(given, list) else ():
@@ -231,7 +233,7 @@ def _said(
     who: str,
     kind: str,
 ) -> JudgementRow:
-    comment = str(given.pop(COMMENT, ""))
+    comment = text_of(given.pop(COMMENT, ""), COMMENT)
     lists = {key: value for key, value in given.items() if isinstance(value, list)}
     numbers = {key: value for key, value in given.items() if type(value) in (int, float)}
     texts = {key: value for key, value in given.items() if isinstance(value, str)}
@@ -259,10 +261,14 @@ def _said(
 def _ranking(value: list[Any], names: list[str]) -> list[list[int]] | None:
     """Groups of numbers from an ordered list of names, or from objects with value and rank; None for other lists."""
     ranks: dict[str, float] = {}
-    for place, one in enumerate(value):
+    for place, one in enumerate(value, 1):
+        rank = one.get("rank", place) if isinstance(one, Mapping) else place
         named = one.get("value") if isinstance(one, Mapping) else one
-        rank = one.get("rank") if isinstance(one, Mapping) else None
-        ranks[str(named)] = place + 1 if rank is None else rank
+        if isinstance(rank, bool) or not isinstance(rank, int | float):
+            raise BadRowError(
+                "bad_ranking", f"the rank of {named!r} is {rank!r}; use whole numbers, 1 for the best"
+            )
+        ranks[str(named)] = rank
     if sorted(ranks) != sorted(names):
         return None
     levels = sorted(set(ranks.values()))

@@ -6,6 +6,7 @@ from typing import Any
 
 from prefloop.fields import BadRowError
 from prefloop.formats import Example
+from prefloop.labels.formats.values import check_value
 from prefloop.labels.rows import JudgementRow, RowCompletion, RowPrompt, TaskKind
 from prefloop.records import Completion, Group, PreferencePair, Prompt, Sampling, content_id, file_completion
 
@@ -62,13 +63,18 @@ def _row_completion(one: Completion) -> RowCompletion:
 
 
 def completions_of(
-    prompt: Prompt, texts: Sequence[str], policies: Sequence[str] | None = None
+    prompt: Prompt, texts: Sequence[str], policies: object = None
 ) -> tuple[RowCompletion, ...]:
-    """Completions with the ids that the loop gives to text from files. Raises BadRowError for empty ones."""
+    """Completions with the ids that the loop gives to text from files. Raises BadRowError for empty ones.
+
+    `policies` are their names, where a file has a list with one each.
+    """
     for place, text in enumerate(texts):
         if not text.strip():
             raise BadRowError("empty_completion", f"completion {place} is empty; fix the row")
-    names = policies or [""] * len(texts)
+    names = [""] * len(texts)
+    if isinstance(policies, list) and len(policies) == len(texts):
+        names = [str(one) for one in policies]
     return tuple(
         RowCompletion(id=file_completion(prompt, text, place).id, text=text, policy=name)
         for place, (text, name) in enumerate(zip(texts, names, strict=True))
@@ -84,9 +90,12 @@ def judgement(
     annotator: str = "import",
     comment: str = "",
 ) -> JudgementRow:
-    """One judgement of a file. Its task is named by what was judged, so that a second import finds it again."""
+    """One judgement of a file. Its task is named by what was judged, so that a second import finds it again.
+
+    Raises BadRowError for a value that says nothing.
+    """
     ids = [one.id for one in completions]
-    return JudgementRow(
+    made = JudgementRow(
         judgement_id=0,
         task_id=content_id("import", kind, prompt.id, ids),
         task_kind=kind,
@@ -96,6 +105,7 @@ def judgement(
         annotator=annotator,
         comment=comment,
     )
+    return check_value(made)
 
 
 def _said(prompt: Prompt, completions: tuple[RowCompletion, ...], example: Example) -> list[JudgementRow]:

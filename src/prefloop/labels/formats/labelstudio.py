@@ -258,9 +258,7 @@ def read_labelstudio(row: Row, name: str, config: LabelConfig = OUR_CONFIG) -> I
     example = parse({"prompt": data[asked]}, "prompt")
     prompt = make_prompt(example, str(data.get("source") or name))
     texts = _answers(data, config, asked)
-    policies = data.get("policies")
-    known = isinstance(policies, list) and len(policies) == len(texts)
-    completions = completions_of(prompt, list(texts.values()), policies if known else None)
+    completions = completions_of(prompt, list(texts.values()), data.get("policies"))
     annotations = row.get("annotations") or []
     if not isinstance(annotations, list):
         raise BadRowError("wrong_type", "annotations is no list; fix the row")
@@ -322,11 +320,9 @@ def _said(
     who: str,
     kind: str,
 ) -> JudgementRow:
-    values = _values(annotation)
-    comment = " ".join(values.pop(COMMENT, ("textarea", {"text": []}))[1].get("text", ()))
-    by_type: dict[str, list[tuple[str, Any]]] = {}
-    for name, (type_, value) in values.items():
-        by_type.setdefault(type_, []).append((name, value.get(VALUE_KEYS.get(type_, type_))))
+    by_type = _by_type(annotation)
+    notes = dict(by_type.get("textarea", ()))
+    comment = "\n".join(notes.pop(COMMENT, ()))
     ratings = dict(by_type.get("rating", ()))
     if "ranker" in by_type:
         ranked = _ranking(by_type["ranker"][0][1], names)
@@ -347,40 +343,50 @@ def _said(
         told = {"ratings": {name.removeprefix(RATING): one for name, one in ratings.items()}}
         form = {**told, "flags": dict.fromkeys(flags, True)}
         return judgement(prompt, completions[:1], "form", form, annotator=who, comment=comment)
-    if "textarea" in by_type:
-        text = "\n".join(by_type["textarea"][0][1])
+    if notes:
+        text = "\n".join(next(iter(notes.values())))
         made: TaskKind = "demonstration" if kind == "demonstration" or not completions else "edit"
         return judgement(prompt, completions, made, {"text": text}, annotator=who, comment=comment)
     raise DroppedRowError("unknown_controls")
 
 
-def _values(annotation: Mapping[str, Any]) -> dict[str, tuple[str, Mapping[str, Any]]]:
+def _by_type(annotation: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
+    """Names and values of the results, by their type. Raises BadRowError."""
     results = annotation.get("result")
     if not isinstance(results, list):
         raise BadRowError("wrong_type", "an annotation has no list of results; fix the row")
-    found: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    found: dict[str, list[tuple[str, Any]]] = {}
     for one in results:
         value = one.get("value") if isinstance(one, Mapping) else None
         if not isinstance(value, Mapping):
             raise BadRowError("wrong_type", "a result has no value; fix the row")
-        found[str(one.get("from_name"))] = (str(one.get("type")), value)
+        type_, name = str(one.get("type")), str(one.get("from_name"))
+        said = value.get(VALUE_KEYS.get(type_, type_))
+        if type_ in ("choices", "textarea"):
+            said = [text_of(text, name) for text in (said if isinstance(said, list) else [said])]
+        found.setdefault(type_, []).append((name, said))
     return found
 
 
-def _ranking(value: Any, names: list[str]) -> dict[str, Any]:
+def _ranking(value: object, names: list[str]) -> dict[str, Any]:
     """Groups of numbers from an ordered list of ids, or from buckets named by their places, 1 for the best."""
-    buckets = [[one] for one in value] if isinstance(value, list) else []
-    left: list[str] = []
-    if isinstance(value, Mapping):
-        left = [one for key, ids in value.items() if key in (UNRANKABLE, UNSORTED) for one in ids]
-        places = [key for key in value if key not in (UNRANKABLE, UNSORTED)]
-        if not all(key.isdecimal() for key in places):
-            raise DroppedRowError("unordered_buckets")
-        buckets = [value[key] for key in sorted(places, key=int) if value[key]]
-    number = {name: place for place, name in enumerate(names)}
-    if unknown := [one for ids in (*buckets, left) for one in ids if one not in number]:
-        raise BadRowError("bad_ranking", f"the ranking names {unknown[0]!r}; items are {', '.join(names)}")
-    return {
-        "groups": [[number[one] for one in ids] for ids in buckets],
-        "unrankable": [number[one] for one in left],
-    }
+    buckets: dict[str, object] = {}
+    if isinstance(value, list):
+        buckets = {str(place): [one] for place, one in enumerate(value, 1)}
+    elif isinstance(value, Mapping):
+        buckets = {str(key): ids for key, ids in value.items()}
+    numbers = {key: _numbers(ids, names) for key, ids in buckets.items()}
+    left = [number for key in (UNRANKABLE, UNSORTED) for number in numbers.pop(key, ())]
+    if not all(key.isdecimal() for key in numbers):
+        raise DroppedRowError("unordered_buckets")
+    ordered = [numbers[key] for key in sorted(numbers, key=int)]
+    return {"groups": [group for group in ordered if group], "unrankable": left}
+
+
+def _numbers(ids: object, names: list[str]) -> list[int]:
+    found = []
+    for one in ids if isinstance(ids, list) else [ids]:
+        if str(one) not in names:
+            raise BadRowError("bad_ranking", f"the ranking names {one!r}; items are {', '.join(names)}")
+        found.append(names.index(str(one)))
+    return found

@@ -27,6 +27,7 @@ from prefloop.labels.formats.incoming import ImportedTask, from_group, from_pair
 from prefloop.labels.formats.labelstudio import read_config, read_labelstudio
 from prefloop.labels.formats.raw import NESTED
 from prefloop.labels.formats.ultrafeedback import read_binarized, read_ultrafeedback
+from prefloop.labels.formats.values import check_value
 from prefloop.labels.rows import JudgementRow, row_of
 from prefloop.records import Group, PreferencePair, Prompt, Record
 
@@ -238,7 +239,7 @@ def _read_judgement(row: Row, name: str) -> ImportedTask:
                 told[field] = json.loads(value)
             except ValueError as error:
                 raise BadRowError("broken_json", f"{field}: broken JSON ({error}); fix the row") from error
-    read = row_of(told)
+    read = check_value(row_of(told))
     about = read.prompt
     prompt = Prompt.model_construct(
         id=about.id, messages=about.messages, answer=about.answer, source=about.source
