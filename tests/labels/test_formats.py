@@ -677,16 +677,23 @@ def redaction(tmp_path: Path) -> str:
 
 def test_personal_data_leaves_every_text(tmp_path: Path, redaction: str):
     rows = [
-        row("edit", {"text": "Ann!"}, "Ann?", prompt="Is Ann in?", comment="Ann is a friend"),
+        row(
+            "edit",
+            {"text": "Ann!"},
+            "Ann?",
+            prompt=prompt("Is Ann in?", id="a", answer="Ann"),
+            comment="Ann is a friend",
+            payload={"example": "Ann"},
+        ),
         row("form", {"ratings": {}, "flags": {}, "texts": {"why": "Ann"}}, "x", prompt="b"),
         row("prompt", {"text": "Ann", "examples": [["Ann", "Ann"]], "style": "few_shot"}, prompt="c"),
     ]
     exported(rows, "judgements-raw", tmp_path, redact=f"{redaction}:mask")
     text = (tmp_path / "out.jsonl").read_text()
     told = [json.loads(line) for line in text.splitlines()]
-    assert text.count("[name]") == 8
+    assert text.count("[name]") == 10
     assert "Ann" not in json.dumps(
-        [[one["prompt"]["messages"], one["value"], one["comment"]] for one in told]
+        [[one["prompt"], one["value"], one["comment"], one["payload"]] for one in told]
     )
 
 

@@ -240,8 +240,8 @@ def _read_judgement(row: Row, name: str) -> ImportedTask:
             except ValueError as error:
                 raise BadRowError("broken_json", f"{field}: broken JSON ({error}); fix the row") from error
     read = check_value(row_of(told))
-    about = read.prompt
-    prompt = Prompt.model_construct(
-        id=about.id, messages=about.messages, answer=about.answer, source=about.source
-    )
-    return ImportedTask(prompt, read.completions, (read,))
+    about: dict[str, Any] = {"id": read.prompt.id, "messages": read.prompt.messages}
+    about |= {"answer": read.prompt.answer, "source": read.prompt.source}
+    if not read.prompt.messages and not read.completions:  # a prompt that somebody wrote answers none
+        return ImportedTask(Prompt.model_construct(**about), (), (read,))
+    return ImportedTask(_validated(Prompt, about), read.completions, (read,))

@@ -38,6 +38,8 @@ def kept_back(
         return None
     if row.state != "valid":
         return row.state
+    if row.flags:
+        return "flagged"
     if keeps == "valid":
         return None
     if row.is_gold:
@@ -46,8 +48,6 @@ def kept_back(
         return "reserved"
     if row.is_repeat:
         return "repeat"
-    if row.flags:
-        return "flagged"
     return None
 
 
@@ -118,10 +118,15 @@ def redacted(row: JudgementRow, function: Redaction) -> JudgementRow:
         )
     return replace(
         row,
-        prompt=replace(row.prompt, messages=messages),
+        prompt=replace(
+            row.prompt,
+            messages=messages,
+            answer=None if row.prompt.answer is None else clean(row.prompt.answer),
+        ),
         completions=tuple(completions),
         value=_cleaned(row.value, clean),
         comment=clean(row.comment),
+        payload=None if row.payload is None else _cleaned(row.payload, clean),
     )
 
 

@@ -69,7 +69,7 @@ class Format:
     same: tuple[str, ...] = ()
     """Fields that make two records near-duplicates where they say the same; none are looked for where it is empty."""
     keeps: Literal["training", "valid", "all"] = "training"
-    """Which rows may leave: those fit for training, valid ones with gold and held-out prompts, or all."""
+    """Which rows may leave: those fit for training; valid ones, with gold and held-out prompts; or all."""
     companion: Companion | None = None
 
 

@@ -93,8 +93,6 @@ def check_value(row: JudgementRow) -> JudgementRow:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise BadRowError("bad_value", f"{place or 'the value'}: {first['msg']}; fix the row") from error
-    if row.completions and not row.prompt.messages:
-        raise BadRowError("empty_prompt", "completions of a prompt without messages; fix the row")
     number = len(row.completions)
     _check_choice(row.value, number)
     named = [place for group in row.value.get("groups") or () for place in group]
