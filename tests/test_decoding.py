@@ -6,7 +6,7 @@ from tests.test_forward import SHARING, random_model
 
 from prefloop.decoding import GroupCache
 from prefloop.forward import share_prompts
-from prefloop.generate.decoders import SharedDecoder
+from prefloop.generate.decoders import PaddedDecoder, SharedDecoder
 
 PROMPTS = [list(range(3, 23)), [5, 6, 7], list(range(40, 73))]
 LATER = [[9] * 40, [90, 91]]
@@ -70,6 +70,36 @@ def test_a_single_prompt_decodes_as_well(kind, copies, runtime):
             text.append(token)
         for text, logits in zip(texts, decoder.step(torch.arange(copies), tokens), strict=True):
             torch.testing.assert_close(logits, plain(stock, text), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("kind", SHARING)
+@torch.no_grad()
+def test_rows_go_on_from_others_of_their_prompt(kind, share, runtime):
+    stock, model = (random_model(kind, SHARING[kind]) for _ in range(2))
+    if share:
+        assert share_prompts(model, 0, runtime)
+        decoder = SharedDecoder(model, num_slots=2, num_copies=3)
+    else:
+        decoder = PaddedDecoder(model, num_copies=3, pad_id=0)
+    texts = [list(PROMPTS[row // 3]) for row in range(6)]
+    decoder.enter([0, 1], PROMPTS[:2])
+    for step, sources in enumerate([[0, 1, 2, 3, 4, 5], [2, 2, 0, 3, 5, 4], [1, 0, 1, 5, 5, 5]]):
+        tokens = torch.arange(6) + 7 * step + 3
+        decoder.rearrange(torch.arange(6), torch.tensor(sources))
+        texts = [[*texts[source], token] for source, token in zip(sources, tokens.tolist(), strict=True)]
+        for text, logits in zip(texts, decoder.step(torch.arange(6), tokens), strict=True):
+            torch.testing.assert_close(logits, plain(stock, text), rtol=0, atol=2e-5)
+
+
+def test_a_single_completion_is_kept_with_its_prompt():
+    cache = GroupCache(2, 1, torch.device("cpu"))
+    cache.enter([0, 1], [[1] * 60, [2] * 50])
+    cache.store_prompts(torch.nn.Identity(), torch.ones(1, 4, 128, 16), torch.ones(1, 4, 128, 16))
+    (layer,) = cache._layers.values()
+    assert layer.prompt_keys.shape == (2, 4, 0, 16)
+    assert layer.own_keys.shape == (2, 4, 64, 16)
+    assert cache.advance(torch.arange(2)).tolist() == [60, 50]
 
 
 def test_keys_of_a_prompt_are_kept_once_for_all_its_completions():

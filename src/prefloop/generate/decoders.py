@@ -15,6 +15,8 @@ from prefloop.decoding import GroupCache
 
 READ_ALL_BELOW = 0.75
 """A padded batch drops rows that have ended when less than this share of it still runs; until then it reads padding."""
+ALL = 0
+"""Of a row's logits, as transformers says it."""
 
 
 class Decoder(Protocol):
@@ -26,6 +28,10 @@ class Decoder(Protocol):
 
     def step(self, rows: Tensor, tokens: Tensor) -> Tensor:
         """Reads one token of each row [A], in ascending order; returns the logits [A, V] of what follows."""
+        ...
+
+    def rearrange(self, rows: Tensor, sources: Tensor) -> None:
+        """Lets each of these rows go on from another one [A] of its prompt, or from itself."""
         ...
 
 
@@ -53,17 +59,20 @@ class SharedDecoder:
         ends = torch.tensor([len(one) for one in prompts]).cumsum(0) - 1
         padded = torch.zeros(1, len(layout.positions), dtype=torch.long)
         padded[0, : len(ids)] = torch.tensor(ids)
-        return self._logits(padded.to(self._no_mask.device), layout.positions, keep=ends, layout=layout)
+        keep = ends.to(self._no_mask.device)
+        return self._logits(padded.to(self._no_mask.device), layout.positions, keep=keep, layout=layout)
 
     def step(self, rows: Tensor, tokens: Tensor) -> Tensor:
-        positions = self._cache.advance(rows)
-        return self._logits(tokens.unsqueeze(0), positions, keep=torch.arange(len(rows)))
+        return self._logits(tokens.unsqueeze(0), self._cache.advance(rows), keep=ALL)
+
+    def rearrange(self, rows: Tensor, sources: Tensor) -> None:
+        self._cache.rearrange(rows, sources)
 
     def keep(self, slots: Sequence[int]) -> None:
         self._cache.keep(slots)
 
     def _logits(
-        self, ids: Tensor, positions: Tensor, *, keep: Tensor, layout: Layout | None = None
+        self, ids: Tensor, positions: Tensor, *, keep: Tensor | int, layout: Layout | None = None
     ) -> Tensor:
         return (
             self._model(
@@ -73,7 +82,7 @@ class SharedDecoder:
                 layout=layout,
                 group_cache=self._cache,
                 use_cache=False,
-                logits_to_keep=keep.to(ids.device),
+                logits_to_keep=keep,
             )
             .logits[0]
             .float()
@@ -124,11 +133,22 @@ class PaddedDecoder:
     def step(self, rows: Tensor, tokens: Tensor) -> Tensor:
         if len(rows) < READ_ALL_BELOW * len(self._rows):
             self._select(torch.isin(self._rows, rows).nonzero().squeeze(1))
-        places = torch.searchsorted(self._rows, rows)
+        places = self._places(rows)
         everyone = tokens.new_full((len(self._rows),), self._pad_id).index_copy_(0, places, tokens)
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(everyone), 1)], dim=1)
         self._positions = self._positions + 1
         return self._read(everyone.unsqueeze(1), self._mask, self._positions.unsqueeze(1))[places]
+
+    def rearrange(self, rows: Tensor, sources: Tensor) -> None:
+        if not torch.equal(rows, sources):
+            order = torch.arange(len(self._rows), device=rows.device)
+            order[self._places(rows)] = self._places(sources)
+            self._cache.batch_select_indices(
+                order
+            )  # mask and positions are the same for all rows of a prompt
+
+    def _places(self, rows: Tensor) -> Tensor:
+        return torch.searchsorted(self._rows, rows)
 
     def _select(self, places: Tensor) -> None:
         self._cache.batch_select_indices(places)

@@ -24,7 +24,7 @@ class Draw(NamedTuple):
 def draw(
     logits: Tensor,
     uniforms: Tensor,
-    temperatures: Tensor,
+    temperatures: Tensor | None,
     *,
     top_p: float = 1.0,
     top_k: int = 0,
@@ -33,13 +33,13 @@ def draw(
 ) -> Draw:
     """Draws by inverting the cumulative distribution at `uniforms`.
 
-    `logits` [B, V], `uniforms` [B] in [0, 1), `temperatures` [B], where 0 takes the most likely token. The distribution is
-    made of `penalised` logits [B, V], if given: divided by the temperature, then the `top_k` most likely tokens, then the
-    smallest set with probability `top_p`, then those with at least `min_p` times the highest probability.
+    `logits` [B, V], `uniforms` [B] in [0, 1), `temperatures` [B], where 0 takes the most likely token; None is 1 for all.
+    The distribution is made of `penalised` logits [B, V], if given: divided by the temperature, then the `top_k` most
+    likely tokens, then the smallest set with probability `top_p`, then those with at least `min_p` times the highest
+    probability.
     """
-    normaliser = logits.logsumexp(-1, keepdim=True)  # [B, 1]
     shaped = logits if penalised is None else penalised
-    scaled = shaped / temperatures.clamp(min=1e-6).unsqueeze(-1)
+    scaled = shaped if temperatures is None else shaped / temperatures.clamp(min=1e-6).unsqueeze(-1)
     if top_k:
         kept = scaled.topk(min(top_k, scaled.shape[-1]), dim=-1).values[:, -1:]
         scaled = scaled.masked_fill(scaled < kept, -torch.inf)
@@ -51,18 +51,19 @@ def draw(
     if min_p:
         least = min_p * probabilities.amax(-1, keepdim=True)
         probabilities = probabilities.masked_fill(probabilities < least, 0.0)
-    cumulative = probabilities.double().cumsum(-1)
-    tokens = torch.searchsorted(
-        cumulative, uniforms.double().unsqueeze(-1) * cumulative[:, -1:], right=True
-    ).squeeze(-1)
-    tokens = tokens.clamp(max=logits.shape[-1] - 1)
-    greedy = temperatures == 0
-    if greedy.any():
-        tokens = torch.where(greedy, shaped.argmax(-1), tokens)
-    at = tokens.unsqueeze(-1)
-    picked = probabilities.gather(-1, at).squeeze(-1).double()
-    sampled = (picked / cumulative[:, -1]).log().to(logits.dtype).masked_fill(greedy, 0.0)
-    return Draw(tokens, (logits.gather(-1, at) - normaliser).squeeze(-1), sampled)
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    at = torch.searchsorted(cumulative, uniforms.unsqueeze(-1) * total, right=True)  # [B, 1]
+    at = at.clamp_(max=logits.shape[-1] - 1)
+    greedy = None if temperatures is None else (temperatures == 0).unsqueeze(-1)
+    if greedy is not None and greedy.any():
+        at = torch.where(greedy, shaped.argmax(-1, keepdim=True), at)
+    sampled = (probabilities.gather(-1, at) / total).log().to(logits.dtype)
+    if greedy is not None:
+        sampled = sampled.masked_fill(greedy, 0.0)
+    plain = scaled is logits and top_p == 1 and not min_p
+    logps = sampled if plain else logits.gather(-1, at) - logits.logsumexp(-1, keepdim=True)
+    return Draw(at.squeeze(-1), logps.squeeze(-1), sampled.squeeze(-1))
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

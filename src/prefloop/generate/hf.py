@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from prefloop.batches import Codec, tokens_at_once
 from prefloop.config import GenerateSection, RuntimeSection
-from prefloop.decoding import room
+from prefloop.decoding import tokens_held
 from prefloop.forward import share_prompts
 from prefloop.generate.batch import Batch, Drawn, Task
 from prefloop.generate.decoders import Decoder, PaddedDecoder, SharedDecoder, lay_out_weights
@@ -103,7 +103,7 @@ class HfSampler:
             entering = list(itertools.islice(waiting, free))
             for part in _in_parts(entering, at_once) if batch.refills else [entering]:
                 batch.enter(part)
-            if not batch.rows:
+            if batch.is_empty:
                 return
             if len(entering) < free:
                 batch.give_up_free_slots()
@@ -141,21 +141,21 @@ class HfSampler:
 
     def _shape(self, requests: Sequence[Request]) -> tuple[int, int]:
         """Completions of a prompt that run side by side, and prompts, so that rows and tokens stay within their bounds."""
-        prompt = room(max(len(one.ids) for one in requests))
-        completion = room(max(one.budget for one in requests))
+        prompt, completion = max(len(one.ids) for one in requests), max(one.budget for one in requests)
         rows, tokens = self.runtime.generation_rows, self._tokens()
-        if prompt + completion > tokens:
+        if (least := tokens_held(prompt, completion, 1)) > tokens:
             raise InputError(
-                f"runtime.generation_tokens: a prompt and a completion may take {prompt + completion} tokens, but {tokens} "
+                f"runtime.generation_tokens: a prompt and a completion may take {least} tokens, but {tokens} "
                 "are held at once; give more, or less to generate.max_prompt_length and generate.max_new_tokens"
             )
         number = self.options.num_completions
         copies = max(
             one
             for one in range(1, number + 1)
-            if number % one == 0 and (one == 1 or (one <= rows and prompt + one * completion <= tokens))
+            if number % one == 0
+            and (one == 1 or (one <= rows and tokens_held(prompt, completion, one) <= tokens))
         )
-        slots = min(rows // copies, tokens // (prompt + copies * completion))
+        slots = min(rows // copies, tokens // tokens_held(prompt, completion, copies))
         return copies, min(max(1, slots), len(requests) * (number // copies))
 
     def _tokens(self) -> int:
