@@ -126,3 +126,41 @@ def test_plain_sampling_is_by_the_engine_below_and_by_the_embedded_one_for_a_rec
 
 def test_every_key_of_a_search_is_hashed():
     assert set(hashed(read().generate.engine)) == set(MctsEngine.model_fields)
+
+
+# --- beam search ---
+
+BEAMS = "generate={search: beam}"
+
+
+def test_beam_search_needs_one_word_and_is_left_out_of_keys_where_nothing_is_searched():
+    from prefloop.config.generate import BeamSearch
+
+    assert read(BEAMS).generate.search == BeamSearch(kind="beam", length_penalty=1.0)
+    assert "search" in hashed(read(BEAMS).generate)
+    assert "search" not in hashed(read("generate={}").generate)
+
+
+def test_evaluations_sample_where_the_loop_searches_beams():
+    assert read(BEAMS).generate.plain == read("generate={}").generate
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("generate.search=tree", "'beam'"),
+        ("generate.search.length_penalty=-1", "greater than or equal to 0"),
+        ("generate.engine={kind: vllm}", "search = beam: engine vllm has none; choose hf"),
+        ("generate.engine={kind: remote, replicas: 1}", "search = beam: engine remote has none"),
+        ("generate.engine={kind: mcts}", "search = beam: engine mcts has none"),
+        ("generate.engine={kind: recorded, source: groups.jsonl}", "search = beam: engine recorded has none"),
+        ("generate.temperature=0.7", "temperature: beams are ranked by the policy's own probabilities"),
+        ("generate.temperatures=[{count: 8, temperature: 1.0}]", "temperatures: beams are ranked"),
+        ("generate.top_p=0.9", "top_p: beams are ranked"),
+        ("generate.top_k=5", "top_k: beams are ranked"),
+        ("generate.min_p=0.1", "min_p: beams are ranked"),
+        ("generate.repetition_penalty=1.1", "repetition_penalty: beams are ranked"),
+    ],
+)
+def test_what_beam_search_cannot_do_is_named(override, expected):
+    assert expected in message(BEAMS, override)

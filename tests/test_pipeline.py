@@ -152,6 +152,7 @@ def test_metrics_are_written_once_for_every_stage(finished):
         ("runtime.save_every_steps=50", set()),
         ("select.margin_scale=2.0", {"select", "reward"}),
         ("generate.top_p=0.9", {"generate"}),
+        ("generate.search=beam", {"generate"}),
         ("policy.objective.beta=0.2", {"policy"}),
         ("reward.max_steps=4", {"reward"}),
         ("sft.max_steps=5", {"sft"}),
@@ -179,6 +180,7 @@ def test_a_changed_key_recomputes_what_depends_on_it_and_nothing_before(finished
         },
         "select.margin_scale=2.0": {"sft", "base", "prompts"},
         "generate.top_p=0.9": {"sft", "base", "prompts", "draw"},
+        "generate.search=beam": {"sft", "base", "prompts", "draw"},
         "policy.objective.beta=0.2": {"sft", "base", "prompts", "draw"},
         "reward.max_steps=4": {"sft", "base", "prompts", "draw"},
         "sft.max_steps=5": {"base", "prompts", "draw"},
@@ -361,12 +363,14 @@ class Killed(BaseException):
     """What a kill is to the code that runs."""
 
 
-def test_generation_goes_on_with_other_batches_after_a_kill(tmp_path, monkeypatch):
+@pytest.mark.parametrize("search", ["null", "beam"])
+def test_generation_goes_on_with_other_batches_after_a_kill(tmp_path, monkeypatch, search):
     """How many rows are sampled at once is not part of a key, so it may change between a kill and the next run."""
     monkeypatch.setattr(prefloop.generate.hf, "BATCHES_AT_ONCE", 1)
 
     def sampled(workspace: Workspace, rows: int) -> list[list[tuple[int, ...]]]:
-        entries = pipeline.run(small(f"runtime.generation_rows={rows}"), workspace, Watcher())
+        x = small(f"runtime.generation_rows={rows}", f"generate.search={search}")
+        entries = pipeline.run(x, workspace, Watcher())
         groups = read_records(of(entries, "generate")[0].artefact.path / "groups.jsonl", Group)
         return [[one.token_ids for one in group.completions] for group in groups]
 

@@ -213,8 +213,9 @@ def test_the_shared_benchmark_prompts_are_read(shared):
 
 
 ENGINES = {
-    "hf": "{kind: hf}",
-    "mcts": "{kind: mcts, value: {kind: rule, rule: words, words: [happy, friend]}, iterations: 6, step: sentence}",
+    "hf": "engine={kind: hf}",
+    "mcts": "engine={kind: mcts, value: {kind: rule, rule: words, words: [happy, friend]}, iterations: 6, step: sentence}",
+    "beam": "search=beam",
 }
 
 
@@ -222,7 +223,7 @@ ENGINES = {
 def test_a_pretrained_model_goes_through_the_loop_with_any_engine_that_runs_it(shared, tmp_path, kind):
     """vLLM's CPU build has no kernel for its heads of eight; the tests marked `vllm` use another model."""
     small = ("loop.batches=1", "loop.prompts_per_batch=12", "evaluate.num_prompts=8", "policy.epochs=1")
-    x = stories(shared, tmp_path, *small, f"generate.engine={ENGINES[kind]}", "generate.num_completions=4")
+    x = stories(shared, tmp_path, *small, f"generate.{ENGINES[kind]}", "generate.num_completions=4")
     entries = pipeline.run(x, Workspace(tmp_path / "workspace"), Watcher())
     (sampled,) = (one.artefact for one in entries if one.role == "generate")
     groups = read_records(sampled.path / "groups.jsonl", Group)
@@ -230,6 +231,9 @@ def test_a_pretrained_model_goes_through_the_loop_with_any_engine_that_runs_it(s
     assert {len(one.completions) for one in groups} == {4}
     assert 0 < sampled.stats["trainer_gap"] < 1e-4
     assert {bool(one.tree) for one in groups} == {kind == "mcts"}
+    (evaluated, _) = (one.artefact for one in entries if one.role.startswith("evaluate"))
+    after = read_records(evaluated.path / "groups.jsonl", Group)
+    assert {one.sampling.search for group in after for one in group.completions} == {None}
     assert {one.sampling.is_plain for group in groups for one in group.completions} == {kind == "hf"}
     assert next(one for one in entries if one.role == "policy").artefact.stats["pairs"] > 0
 

@@ -110,8 +110,9 @@ class Sampling(Record):
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int
-    search: Literal["mcts"] | None = Field(default=None, exclude_if=_is_none)
-    """What chose this completion among more that were drawn; then it is no sample of the policy, whatever its tokens are."""
+    search: Literal["mcts", "beam"] | None = Field(default=None, exclude_if=_is_none)
+    """What chose this completion among more that were looked at; then it is no sample of the policy, whatever its tokens
+    are."""
 
     @property
     def is_plain(self) -> bool:

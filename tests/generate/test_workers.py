@@ -42,11 +42,12 @@ def chunk_by_chunk(generator) -> list[str]:
     ]
 
 
-def test_the_same_bytes_whatever_the_number_of_processes(tiny_model, runtime):
-    with sampling(tiny_model, runtime, 1) as alone:
+@pytest.mark.parametrize("search", [None, "beam"])
+def test_the_same_bytes_whatever_the_number_of_processes(tiny_model, runtime, search):
+    with sampling(tiny_model, runtime, 1, search=search) as alone:
         expected = chunk_by_chunk(alone)
         assert alone.prompts_per_chunk == 8
-    with sampling(tiny_model, runtime, 2) as shared:
+    with sampling(tiny_model, runtime, 2, search=search) as shared:
         assert shared.prompts_per_chunk == 16
         assert chunk_by_chunk(shared) == expected
     assert '"completions":[]' in expected[5]

@@ -14,6 +14,8 @@ from prefloop.config.annotate import (
 from prefloop.config.section import NOT_HASHED, Section, default_kind
 from prefloop.config.source import Source
 
+SHAPES = ("temperature", "temperatures", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Keys that change the distribution that tokens are drawn from."""
 VLLM_TEMPERATURES = (0.01, 2.0)
 """Smaller ones it raises, larger ones it refuses."""
 
@@ -169,6 +171,15 @@ class TemperatureShare(Section):
     """Their temperature; 0 is greedy."""
 
 
+class BeamSearch(Section):
+    """The most likely completions that a beam search finds, in place of samples."""
+
+    kind: Literal["beam"]
+    """Name of the search."""
+    length_penalty: float = Field(default=1.0, ge=0)
+    """Beams are compared by log-probability / tokens ^ length_penalty: 1 is the mean of a token, 0 the likelihood itself."""
+
+
 class GenerateSection(Section):
     """How completions are drawn from the policy."""
 
@@ -188,6 +199,12 @@ class GenerateSection(Section):
     """Drop tokens less likely than this share of the most likely one."""
     repetition_penalty: float = Field(default=1.0, gt=0, json_schema_extra={"inert": 1.0})
     """Divides (negative ones: multiplies) the logits of tokens that the prompt or the completion has already."""
+    search: Annotated[
+        BeamSearch | None,
+        BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value),
+    ] = Field(default=None, json_schema_extra={"inert": None})
+    """`beam` takes the best `num_completions` beams instead of samples: the same every time, and ordered best first. Only
+    with the engine hf."""
     stop: list[Annotated[str, Field(min_length=1)]] = Field(default=[], json_schema_extra={"inert": []})
     """Strings that end a completion; they stay in it."""
     stop_tokens: list[str] = Field(default=[], json_schema_extra={"inert": []})
@@ -237,6 +254,21 @@ class GenerateSection(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _beams_are_the_policys(self) -> "GenerateSection":
+        if self.search is None:
+            return self
+        if self.engine.kind != "hf":
+            raise ValueError(
+                f"search = {self.search.kind}: engine {self.engine.kind} has none; choose hf, or leave search out"
+            )
+        shaped = [name for name in SHAPES if getattr(self, name) != type(self).model_fields[name].default]
+        if shaped:
+            raise ValueError(
+                f"{shaped[0]}: beams are ranked by the policy's own probabilities, nothing is drawn; leave it out, or search"
+            )
+        return self
+
     @property
     def sampling_engine(self) -> PolicyEngine:
         """Who draws tokens: the engine itself, the one below a search, or the embedded one where a file is replayed."""
@@ -251,4 +283,4 @@ class GenerateSection(Section):
     @property
     def plain(self) -> "GenerateSection":
         """The same without search or replay."""
-        return self.model_copy(update={"engine": self.sampling_engine})
+        return self.model_copy(update={"engine": self.sampling_engine, "search": None})

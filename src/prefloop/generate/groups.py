@@ -59,8 +59,9 @@ class PolicyGenerator:
             raise PrefloopError(
                 f"prompt {prompt.id}: {len(temperatures)} completions were asked for, the engine gave {len(sampled)}"
             )
+        search = self.options.search.kind if self.options.search else None
         return tuple(
-            self.completion(prompt, index, one, temperature)
+            self.completion(prompt, index, one, temperature, search=search)
             for index, (one, temperature) in enumerate(zip(sampled, temperatures, strict=True))
         )
 
@@ -71,9 +72,9 @@ class PolicyGenerator:
         sampled: Sampled,
         temperature: float,
         *,
-        search: Literal["mcts"] | None = None,
+        search: Literal["mcts", "beam"] | None = None,
     ) -> Completion:
-        """What is written down of the completion with this place among those drawn; `search` says what will choose it."""
+        """What is written down of the completion with this place among those drawn; `search` says what chooses it."""
         options = self.options
         sampling = Sampling(
             temperature=temperature,

@@ -17,6 +17,7 @@ from prefloop.config import GenerateSection, RuntimeSection
 from prefloop.decoding import tokens_held
 from prefloop.forward import share_prompts
 from prefloop.generate.batch import Batch, Drawn, Task
+from prefloop.generate.beam import BeamBatch
 from prefloop.generate.decoders import Decoder, PaddedDecoder, SharedDecoder, lay_out_weights
 from prefloop.generate.draw import uniform_numbers
 from prefloop.generate.groups import Author, PolicyGenerator
@@ -96,7 +97,7 @@ class HfSampler:
     def _as_they_end(self, requests: Sequence[Request], copies: int, slots: int) -> Iterator[Task]:
         """Prompts enter the batch where others have left it."""
         waiting = self._tasks(requests, copies)
-        batch = Batch(self._decoder(slots, copies), slots, copies, self.options)
+        batch = self._batch(copies, slots)
         at_once = tokens_at_once(self.runtime, self.model.device)
         while True:
             free = batch.room
@@ -108,6 +109,13 @@ class HfSampler:
             if len(entering) < free:
                 batch.give_up_free_slots()
             yield from batch.step()
+
+    def _batch(self, copies: int, slots: int) -> Batch | BeamBatch:
+        decoder, search = self._decoder(slots, copies), self.options.search
+        if search is None:
+            return Batch(decoder, slots, copies, self.options)
+        ends = len(self._stops.token_ids)
+        return BeamBatch(decoder, slots, copies, num_stops=ends, length_penalty=search.length_penalty)
 
     def _tasks(self, requests: Sequence[Request], copies: int) -> Iterator[Task]:
         for number, request in enumerate(requests):
@@ -149,6 +157,10 @@ class HfSampler:
                 "are held at once; give more, or less to generate.max_prompt_length and generate.max_new_tokens"
             )
         number = self.options.num_completions
+        if self.options.search is not None:
+            self._check_beams(tokens_held(prompt, completion, number), tokens)
+            slots = min(rows // number, tokens // tokens_held(prompt, completion, number))
+            return number, min(slots, len(requests))
         copies = max(
             one
             for one in range(1, number + 1)
@@ -157,6 +169,25 @@ class HfSampler:
         )
         slots = min(rows // copies, tokens // tokens_held(prompt, completion, copies))
         return copies, min(max(1, slots), len(requests) * (number // copies))
+
+    def _check_beams(self, held: int, tokens: int) -> None:
+        """The beams of a prompt run side by side, and begin with tokens of their own."""
+        number = self.options.num_completions
+        vocabulary = self.model.config.get_text_config().vocab_size
+        if number > vocabulary:
+            raise InputError(
+                f"generate.num_completions = {number}: more beams than the {vocabulary} tokens there are"
+            )
+        if number > self.runtime.generation_rows:
+            raise InputError(
+                f"runtime.generation_rows = {self.runtime.generation_rows}: the {number} beams of a prompt run side by "
+                "side; give more rows, or ask for fewer completions"
+            )
+        if held > tokens:
+            raise InputError(
+                f"runtime.generation_tokens: the {number} beams of a prompt may take {held} tokens, but {tokens} are held "
+                "at once; give more, or less to generate.max_prompt_length and generate.max_new_tokens"
+            )
 
     def _tokens(self) -> int:
         if self.runtime.generation_tokens != "auto":

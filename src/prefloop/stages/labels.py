@@ -131,6 +131,8 @@ def _completions_of(x: Experiment) -> str:
         case "mcts":
             by = "reward" if x.search_uses_reward else engine.value.kind
             return f"x {number} completions by tree search, {engine.iterations} iterations a step, values by {by}"
+        case _ if x.generate.search is not None:
+            return f"x {number} completions by {x.generate.search.kind} search"
         case _:
             return f"x {number} completions"
 
@@ -145,7 +147,8 @@ def _policy_generator(
         with searching(x, policy, guide, version=version, seed=seed, dtype=x.model.dtype) as search:
             yield search
     else:
-        with sampling(x, policy, version=version, seed=seed, dtype=x.model.dtype) as plain:
+        search = x.generate.search
+        with sampling(x, policy, version=version, seed=seed, dtype=x.model.dtype, search=search) as plain:
             yield plain
 
 

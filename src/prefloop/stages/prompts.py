@@ -153,7 +153,7 @@ def invent_prompts(
         build.count(len(before), len(kept), tally(reasons))
         build.stats = {"sources": tally(one.source for one in kept.values())}
 
-    shape = without_paths(x.generate, "engine", "num_completions", "temperatures")
+    shape = without_paths(x.generate, "engine", "search", "num_completions", "temperatures")
     config = {
         "sources": [hashed(one) for one in x.loop.prompt_sources],
         "sampling": shape | {"engine": engine_config(x.generate.sampling_engine)},

@@ -61,7 +61,8 @@ def sampling(
 ) -> "Iterator[PolicyGenerator]":
     """A generator of the policy by the experiment's engine, which computes in `dtype`; `changes` replace keys of `generate`.
 
-    Where the engine runs no policy, the embedded one samples; where it searches, the one below it.
+    Where the engine runs no policy, the embedded one samples; where it searches, the one below it. There is no beam search
+    unless `search` is among the changes.
     """
     from prefloop.generate.choose import policy_generator
 
