@@ -224,11 +224,15 @@ def _line_of(node: yaml.Node | None, place: Sequence[int | str]) -> int:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 if key.value == str(step):
-                    line, inner = key.start_mark.line + 1, value
+                    line, inner = _line(key), value
         elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
             inner = node.value[step]
-            line = inner.start_mark.line + 1
+            line = _line(inner)
         if inner is None:
             break
         node = inner
     return line
+
+
+def _line(node: yaml.Node | None) -> int:
+    return 1 if node is None or node.start_mark is None else node.start_mark.line + 1

@@ -11,11 +11,11 @@ from prefloop.labels import queue
 from prefloop.labels.people import change_preferences
 from prefloop.labels.reading import MOST_OWN, own_judgements, shown_task
 from prefloop.web.limits import limit
-from prefloop.web.security import Visitor, need_scope, visitor
+from prefloop.web.security import Visitor, scoped
 from prefloop.web.store import database_of, read, write
 
 router = APIRouter(prefix="/api/v1")
-Asking = Annotated[Visitor, Depends(visitor)]
+Judging = Annotated[Visitor, Depends(scoped("judge:write"))]
 
 
 class Body(BaseModel):
@@ -47,9 +47,8 @@ class ReviseBody(queue.Submission):
 
 
 @router.post("/tasks/claim", response_model=None)
-async def claim(request: Request, asking: Asking, body: ClaimBody) -> Response | dict[str, Any]:
+async def claim(request: Request, asking: Judging, body: ClaimBody) -> Response | dict[str, Any]:
     """The next task, as it is to be shown; 204 when nothing is left."""
-    need_scope(asking, "judge:write")
     limit(request, "claim", asking.person.id)
     now = database_of(request).now()
     held = await write(request, lambda connection: queue.claim(connection, now, body.project, asking.person))
@@ -60,25 +59,22 @@ async def claim(request: Request, asking: Asking, body: ClaimBody) -> Response |
 
 
 @router.post("/leases/{token}/heartbeat")
-async def heartbeat(request: Request, asking: Asking, token: str) -> dict[str, int]:
+async def heartbeat(request: Request, asking: Judging, token: str) -> dict[str, int]:
     """Keeps a task for as long as its page is open."""
-    need_scope(asking, "judge:write")
     now = database_of(request).now()
     until = await write(request, lambda connection: queue.heartbeat(connection, now, token, asking.person))
     return {"expires_at": until}
 
 
 @router.put("/leases/{token}/draft", status_code=204)
-async def save_draft(request: Request, asking: Asking, token: str, body: DraftBody) -> None:
+async def save_draft(request: Request, asking: Judging, token: str, body: DraftBody) -> None:
     """Keeps what has not been sent."""
-    need_scope(asking, "judge:write")
     await write(request, lambda connection: queue.save_draft(connection, token, asking.person, body.draft))
 
 
 @router.post("/leases/{token}/submit")
-async def submit(request: Request, asking: Asking, token: str, body: queue.Submission) -> dict[str, Any]:
+async def submit(request: Request, asking: Judging, token: str, body: queue.Submission) -> dict[str, Any]:
     """Stores an answer; the same again is the same answer."""
-    need_scope(asking, "judge:write")
     limit(request, "submit", asking.person.id)
     now = database_of(request).now()
     return _stored(
@@ -87,9 +83,8 @@ async def submit(request: Request, asking: Asking, token: str, body: queue.Submi
 
 
 @router.post("/leases/{token}/skip")
-async def skip(request: Request, asking: Asking, token: str, body: ReasonBody) -> dict[str, Any]:
+async def skip(request: Request, asking: Judging, token: str, body: ReasonBody) -> dict[str, Any]:
     """Gives a task back for good."""
-    need_scope(asking, "judge:write")
     limit(request, "submit", asking.person.id)
     now = database_of(request).now()
 
@@ -100,9 +95,8 @@ async def skip(request: Request, asking: Asking, token: str, body: ReasonBody) -
 
 
 @router.post("/leases/{token}/flag", status_code=204)
-async def flag(request: Request, asking: Asking, token: str, body: ReasonBody) -> None:
+async def flag(request: Request, asking: Judging, token: str, body: ReasonBody) -> None:
     """Tells the lead about a task."""
-    need_scope(asking, "judge:write")
     limit(request, "submit", asking.person.id)
     now = database_of(request).now()
 
@@ -127,9 +121,8 @@ async def prefer(request: Request, asking: Asking, body: PreferencesBody) -> Non
 
 
 @router.post("/judgements/{judgement_id}/revise")
-async def revise(request: Request, asking: Asking, judgement_id: int, body: ReviseBody) -> dict[str, Any]:
+async def revise(request: Request, asking: Judging, judgement_id: int, body: ReviseBody) -> dict[str, Any]:
     """Changes an answer until the freeze."""
-    need_scope(asking, "judge:write")
     limit(request, "submit", asking.person.id)
     now = database_of(request).now()
     said = queue.Submission.model_validate(body.model_dump(exclude={"client_uuid"}))

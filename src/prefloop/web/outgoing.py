@@ -119,7 +119,7 @@ def _ask(
             pool.stream(
                 method,
                 url,
-                headers=sent,
+                headers=list(sent.items()),
                 content=body,
                 extensions={"timeout": dict.fromkeys(("connect", "read", "write", "pool"), max(left, 0.01))},
             ) as response,

@@ -3,10 +3,12 @@
 import hashlib
 import hmac
 import secrets
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from fastapi import Request, Response
+from fastapi import Depends, Request, Response
 
 from prefloop.labels import accounts, tokens
 from prefloop.labels.accounts import SESSION_MS, open_session, token_hash
@@ -25,6 +27,7 @@ __all__ = [
     "need_role",
     "need_scope",
     "open_session",
+    "scoped",
     "token_hash",
     "visitor",
 ]
@@ -105,6 +108,16 @@ def need_scope(asking: Visitor, scope: str) -> None:
     """Raises Forbidden where an API token does not carry the scope."""
     if asking.scopes is not None and scope not in asking.scopes and "admin" not in asking.scopes:
         raise Forbidden(f"this token does not carry the scope {scope}")
+
+
+def scoped(scope: str) -> Callable[[Visitor], Awaitable[Visitor]]:
+    """A dependency: who asks, if what they come with carries the scope. It is asked before the body is looked at."""
+
+    async def asking(found: Annotated[Visitor, Depends(visitor)]) -> Visitor:
+        need_scope(found, scope)
+        return found
+
+    return asking
 
 
 def need_role(asking: Visitor, role: str) -> None:

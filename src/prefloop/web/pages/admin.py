@@ -20,7 +20,7 @@ from prefloop.web.store import database_of, read, write
 Text = Annotated[str, Form()]
 
 
-def admin(asking: Annotated[Visitor, Depends(visitor)]) -> Visitor:
+async def admin(asking: Annotated[Visitor, Depends(visitor)]) -> Visitor:
     """Who asks, if they are an admin."""
     need_role(asking, "admin")
     return asking
