@@ -352,7 +352,9 @@ def preferences_of(connection: sa.Connection, person_id: str) -> dict[str, Any]:
     return connection.execute(found).scalar() or {}
 
 
-def change_preferences(connection: sa.Connection, person_id: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+def change_preferences(
+    connection: sa.Connection, person_id: str, changes: Mapping[str, Any]
+) -> dict[str, Any]:
     """Sets some preferences; the others stay."""
     changed = preferences_of(connection, person_id) | dict(changes)
     connection.execute(sa.update(annotator).where(annotator.c.id == person_id).values(preferences=changed))

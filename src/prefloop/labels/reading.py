@@ -11,7 +11,17 @@ from prefloop.labels.people import Person
 from prefloop.labels.projects import Kind
 from prefloop.labels.publish import project_config
 from prefloop.labels.queue import Lease, count_waiting
-from prefloop.labels.schema import completion, judgement, lease, member, project, prompt, quality, round_, task
+from prefloop.labels.schema import (
+    completion,
+    judgement,
+    lease,
+    member,
+    project,
+    prompt,
+    quality,
+    round_,
+    task,
+)
 from prefloop.labels.values import said_value
 
 SHOWN_PAYLOAD = ("rules", "prefix", "examples", "instruction", "use_case")
@@ -188,7 +198,9 @@ def _latest(person: Person) -> sa.Select[Any]:
         .join(task, task.c.id == judgement.c.task_id)
         .outerjoin(round_, round_.c.id == task.c.round_id)
         .outerjoin(prompt, prompt.c.id == task.c.prompt_id)
-        .where(judgement.c.annotator_id == person.id, ~sa.exists().where(newer.c.supersedes == judgement.c.id))
+        .where(
+            judgement.c.annotator_id == person.id, ~sa.exists().where(newer.c.supersedes == judgement.c.id)
+        )
     )
 
 

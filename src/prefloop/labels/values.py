@@ -278,7 +278,8 @@ def said_value(kind: Kind, stored: Mapping[str, Any], presented: Sequence[int]) 
                 said["axes"] = {name: _strength(one, presented) for name, one in stored["axes"].items()}
             if "spans" in stored:
                 said["spans"] = [
-                    {name: one[name] for name in ("start", "end", "note")} | {"position": place_of[one["completion"]]}
+                    {name: one[name] for name in ("start", "end", "note")}
+                    | {"position": place_of[one["completion"]]}
                     for one in stored["spans"]
                 ]
             return said

@@ -15,6 +15,7 @@ from prefloop.web.security import Visitor, scoped
 from prefloop.web.store import database_of, read, write
 
 router = APIRouter(prefix="/api/v1")
+Reading = Annotated[Visitor, Depends(scoped("tasks:read"))]
 Judging = Annotated[Visitor, Depends(scoped("judge:write"))]
 
 
@@ -36,7 +37,9 @@ class ReasonBody(Body):
 
 
 class PreferencesBody(Body):
-    keys: dict[Annotated[str, Field(max_length=60)], Annotated[str, Field(max_length=30)]] = Field(max_length=100)
+    keys: dict[Annotated[str, Field(max_length=60)], Annotated[str, Field(max_length=30)]] = Field(
+        max_length=100
+    )
     """The key of each action that has another one than usual."""
     single_keys: bool
     """Whether keys without Ctrl or Alt do anything; who dictates turns them off."""
@@ -107,14 +110,16 @@ async def flag(request: Request, asking: Judging, token: str, body: ReasonBody) 
 
 
 @router.get("/judgements/mine")
-async def mine(request: Request, asking: Asking, limit: int = MOST_OWN) -> list[dict[str, Any]]:
+async def mine(request: Request, asking: Reading, limit: int = MOST_OWN) -> list[dict[str, Any]]:
     """One's own last answers, as they stand."""
-    found = await read(request, lambda connection: own_judgements(connection, asking.person, limit=max(1, limit)))
+    found = await read(
+        request, lambda connection: own_judgements(connection, asking.person, limit=max(1, limit))
+    )
     return [asdict(one) for one in found]
 
 
 @router.put("/me/preferences", status_code=204)
-async def prefer(request: Request, asking: Asking, body: PreferencesBody) -> None:
+async def prefer(request: Request, asking: Judging, body: PreferencesBody) -> None:
     """Keeps which keys somebody likes."""
     changes = body.model_dump()
     await write(request, lambda connection: change_preferences(connection, asking.person.id, changes))

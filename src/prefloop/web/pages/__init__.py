@@ -32,6 +32,6 @@ def error_response(request: Request, status: int, message: str) -> Response:
 def consent_response(request: Request, error: ConsentNeeded) -> Response:
     """Where somebody reads what they must agree to first."""
     path = f"/consent/{error.project_id}"
-    if request.url.path.startswith("/api/"):
+    if request.method != "GET" or request.url.path.startswith("/api/"):
         return JSONResponse({"error": str(error), "next": path}, status_code=error.status)
-    return RedirectResponse(path, status_code=303)
+    return RedirectResponse(f"{path}?next={quote(request.url.path)}", status_code=303)

@@ -207,7 +207,7 @@ async def _form(request: Request, template: str, *, status: int = 200, **values:
 
 
 @router.get("/consent/{project_id}")
-async def consent_page(request: Request, asking: Asking, project_id: str) -> Response:
+async def consent_page(request: Request, asking: Asking, project_id: str, next: str = "") -> Response:
     """What a project asks people to agree to, and what they may come to read."""
 
     def find(connection: sa.Connection) -> sa.Row:
@@ -217,12 +217,22 @@ async def consent_page(request: Request, asking: Asking, project_id: str) -> Res
     row = await read(request, find)
     config = await read(request, lambda connection: project_config(connection, project_id))
     if not config.consent_version:
-        return RedirectResponse("/", status_code=303)
-    return HTMLResponse(page(request, "account/consent.html", asking, project=row, config=config))
+        return RedirectResponse(security.local_path(next), status_code=303)
+    html = page(
+        request,
+        "account/consent.html",
+        asking,
+        project=row,
+        config=config,
+        next=security.local_path(next),
+    )
+    return HTMLResponse(html)
 
 
 @router.post("/consent/{project_id}")
-async def accept_consent(request: Request, asking: Asking, project_id: str, version: Text = "") -> Response:
+async def accept_consent(
+    request: Request, asking: Asking, project_id: str, version: Text = "", next: Text = ""
+) -> Response:
     """Notes that somebody agrees."""
     now = database_of(request).now()
 
@@ -232,8 +242,8 @@ async def accept_consent(request: Request, asking: Asking, project_id: str, vers
     try:
         await write(request, work)
     except Conflict:
-        return RedirectResponse(f"/consent/{project_id}", status_code=303)
-    return RedirectResponse("/", status_code=303)
+        return await consent_page(request, asking, project_id, next)
+    return RedirectResponse(security.local_path(next), status_code=303)
 
 
 # --- one's own account -----------------------------------------------------------------------------------------------

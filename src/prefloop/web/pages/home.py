@@ -7,7 +7,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from prefloop.labels.reading import OwnProject, own_projects
 from prefloop.web.pages.shared import LANGUAGE_COOKIE, LANGUAGES, page
-from prefloop.web.security import Visitor, visitor
+from prefloop.web.security import Visitor, local_path, visitor
 from prefloop.web.store import database_of, read
 
 router = APIRouter()
@@ -43,8 +43,7 @@ async def home(request: Request, asking: Asking) -> HTMLResponse:
 @router.get("/language")
 async def choose_language(request: Request, to: str, back: str = "/") -> Response:
     """Keeps the language of the pages in a cookie, so that it can be chosen before login too."""
-    own = back if back.startswith("/") and not back.startswith(("//", "/\\")) else "/"
-    response = RedirectResponse(own, status_code=303)
+    response = RedirectResponse(local_path(back), status_code=303)
     if to in LANGUAGES:
         response.set_cookie(
             LANGUAGE_COOKIE,

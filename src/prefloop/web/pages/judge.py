@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefloop.labels import guidelines, queue
 from prefloop.labels.errors import NotFound
-from prefloop.labels.people import Person, preferences_of
+from prefloop.labels.people import Person, preferences_of, require_consent
 from prefloop.labels.publish import project_config
 from prefloop.labels.queue import Lease
 from prefloop.labels.reading import (
@@ -28,6 +28,7 @@ from prefloop.labels.reading import (
 )
 from prefloop.labels.schema import member, project
 from prefloop.labels.values import LONGEST_TEXT
+from prefloop.web.limits import limit
 from prefloop.web.pages.home import day_start
 from prefloop.web.pages.shared import page, script_words
 from prefloop.web.render import diff_html, markdown_html, plain_html
@@ -81,6 +82,7 @@ async def judge(request: Request, asking: Asking, project_id: str) -> HTMLRespon
 @router.post("/judge/{project_id}/next")
 async def next_piece(request: Request, asking: Asking, project_id: str) -> HTMLResponse:
     """The next task, or guidelines that must be read first, or that nothing is left."""
+    limit(request, "claim", asking.person.id)
     now = database_of(request).now()
 
     def work(connection: sa.Connection) -> guidelines.Guidelines | Lease | None:
@@ -120,13 +122,12 @@ async def lease_diff(request: Request, asking: Asking, token: str, body: DiffBod
     return _diff_with(await read(request, work), body.text)
 
 
-async def _work_page(
-    request: Request, asking: Visitor, project_id: str, *, first: str
-) -> HTMLResponse:
+async def _work_page(request: Request, asking: Visitor, project_id: str, *, first: str) -> HTMLResponse:
     start = day_start(request, database_of(request).now())
 
     def work(connection: sa.Connection) -> tuple[str, float, int, dict[str, Any]]:
         found = _own_title(connection, project_id, asking.person)
+        require_consent(connection, project_id, asking.person)
         config = project_config(connection, project_id)
         today = sum(answered_since(connection, asking.person, start).values())
         return found, config.break_after_minutes, today, preferences_of(connection, asking.person.id)
@@ -227,7 +228,9 @@ async def read_guidelines(request: Request, asking: Asking, project_id: str) -> 
     """The guidelines of a project, with their earlier versions."""
 
     def work(connection: sa.Connection) -> tuple[str, list[guidelines.Guidelines]]:
-        return _own_title(connection, project_id, asking.person), guidelines.guidelines_of(connection, project_id)
+        return _own_title(connection, project_id, asking.person), guidelines.guidelines_of(
+            connection, project_id
+        )
 
     title, versions = await read(request, work)
     html = page(
@@ -288,9 +291,7 @@ async def history(request: Request, asking: Asking) -> HTMLResponse:
 async def change(request: Request, asking: Asking, judgement_id: int) -> HTMLResponse:
     """The page of a task that was answered."""
     answer, _ = await _own(request, asking, judgement_id)
-    return await _work_page(
-        request, asking, answer.project_id, first=f"/history/{judgement_id}/task"
-    )
+    return await _work_page(request, asking, answer.project_id, first=f"/history/{judgement_id}/task")
 
 
 @router.get("/history/{judgement_id}/task")
@@ -309,7 +310,9 @@ async def change_piece(request: Request, asking: Asking, judgement_id: int) -> H
 
 
 @router.get("/history/{judgement_id}/texts")
-async def history_texts(request: Request, asking: Asking, judgement_id: int, form: str) -> dict[str, list[str]]:
+async def history_texts(
+    request: Request, asking: Asking, judgement_id: int, form: str
+) -> dict[str, list[str]]:
     """The texts of an answered task as they are, or with their differences marked."""
     _, shown = await _own(request, asking, judgement_id)
     return _texts_as(form, shown)
