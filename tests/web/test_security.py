@@ -483,13 +483,20 @@ def test_a_body_is_stopped_at_the_limit_whether_its_length_was_announced_or_not(
         ("", "/"),
     ],
 )
-def test_a_login_goes_on_to_pages_of_ours_only(place, asked, given):
+def test_only_paths_of_ours_are_gone_on_to(asked, given):
+    assert security.local_path(asked) == given
+
+
+def test_a_login_goes_on_to_where_somebody_wanted_to_go_but_to_no_other_site(place):
     place.person("Ann", password=PASSWORD)
     browser = place.browser()
-    csrf = csrf_in(browser.get("/login").text)
-    form = {"csrf": csrf, "called": "Ann", "password": PASSWORD, "next": asked}
-    assert browser.post("/login", data=form).headers["location"] == given
-    assert browser.get("/login", params={"next": asked}).headers["location"] == given
+    asked = browser.get("/account")
+    assert asked.headers["location"] == "/login?next=/account"
+    form = {"csrf": csrf_in(browser.get("/login").text), "called": "Ann", "password": PASSWORD}
+    assert browser.post("/login", data=form | {"next": "//evil.example"}).headers["location"] == "/"
+    assert browser.post("/login", data=form | {"next": "/account"}).headers["location"] == "/account"
+    for path in ("/login?next=", "/language?to=zh&back="):
+        assert browser.get(path + "%2F%09%2Fevil.example").headers["location"] == "/"
 
 
 def test_the_role_of_now_counts_not_that_of_the_login(place):

@@ -205,25 +205,23 @@ def deliver_due(database: Database, send: Send) -> int:
     return arrived
 
 
-def _due(now: int) -> tuple[sa.ColumnElement[bool], ...]:
-    active = sa.exists().where(webhook.c.id == delivery.c.webhook_id, webhook.c.state == "active")
-    return delivery.c.state == "waiting", delivery.c.next_at <= now, active
+def _due(now: int) -> sa.Select:
+    """Events that are to be sent, with where to, those that wait longest first."""
+    return (
+        sa.select(delivery, webhook.c.url, webhook.c.secret)
+        .join(webhook, webhook.c.id == delivery.c.webhook_id)
+        .where(delivery.c.state == "waiting", delivery.c.next_at <= now, webhook.c.state == "active")
+        .order_by(delivery.c.next_at)
+    )
 
 
 def _is_due(connection: sa.Connection, now: int) -> bool:
-    return connection.execute(sa.select(delivery.c.id).where(*_due(now)).limit(1)).first() is not None
+    return connection.execute(_due(now).limit(1)).first() is not None
 
 
 def _take_due(connection: sa.Connection, now: int) -> Sequence[sa.Row]:
     """Events that this process sends now; a process that dies over it leaves them to others after a minute."""
-    rows = connection.execute(
-        sa.select(delivery, webhook.c.url, webhook.c.secret)
-        .join(webhook, webhook.c.id == delivery.c.webhook_id)
-        .where(*_due(now))
-        .order_by(delivery.c.next_at)
-        .limit(AT_ONCE)
-        .with_for_update(skip_locked=True, of=delivery)
-    ).all()
+    rows = connection.execute(_due(now).limit(AT_ONCE).with_for_update(skip_locked=True, of=delivery)).all()
     connection.execute(
         sa.update(delivery)
         .where(delivery.c.id.in_([row.id for row in rows]))
