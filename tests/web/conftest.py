@@ -1,7 +1,8 @@
 """An app over an empty store, for every test of the pages."""
 
 import pytest
-from tests.web.visiting import open_place
+
+from web.visiting import open_place
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.web.visiting import csrf_in, open_place
 
 from prefloop.web.app import WebOptions
 from prefloop.web.limits import MOST_KEYS, Limits, TooMany, Windows
+from web.visiting import csrf_in, open_place
 
 SECOND = 1000
 

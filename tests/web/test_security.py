@@ -5,13 +5,13 @@ import re
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
-from tests.web.visiting import HERE, csrf_in, log_in, open_place
 
 from prefloop.labels import accounts, people, queue, tokens
 from prefloop.labels.schema import api_token
 from prefloop.web import security
 from prefloop.web.app import WebOptions, create_app
 from prefloop.web.guard import SAFE_METHODS
+from web.visiting import HERE, csrf_in, log_in, open_place
 
 PASSWORD = "correct horse battery staple"
 PUBLIC = {

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from prefloop.interfaces import PrefloopError
@@ -70,10 +71,18 @@ def create_app(database: Database, options: WebOptions) -> FastAPI:
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(_deliver(app)), asyncio.create_task(_forget(app))]
+    for task in tasks:
+        task.add_done_callback(_report)
     yield
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _report(task: "asyncio.Task[None]") -> None:
+    """Says that something beside the requests ended that should not have."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("a task of the server ended task=%s", task.get_coro(), exc_info=error)
 
 
 async def _deliver(app: FastAPI) -> None:
@@ -82,7 +91,7 @@ async def _deliver(app: FastAPI) -> None:
     while True:
         try:
             await run_in_threadpool(webhooks.deliver_due, app.state.database, send)
-        except PrefloopError as error:  # the store is away; the events wait in it
+        except (PrefloopError, SQLAlchemyError) as error:  # the store is away; the events wait in it
             logger.warning("webhooks wait error=%s", error)
         await asyncio.sleep(DELIVER_EVERY_S)
 
@@ -96,7 +105,7 @@ async def _forget(app: FastAPI) -> None:
             await run_in_threadpool(
                 database.write, lambda connection: accounts.forget_expired(connection, database.now())
             )
-        except PrefloopError as error:
+        except (PrefloopError, SQLAlchemyError) as error:
             logger.warning("expired sessions stay error=%s", error)
 
 
