@@ -1,6 +1,7 @@
 """The server is not shown to a network before somebody is in charge of it."""
 
 import pytest
+import uvicorn
 
 from prefloop.interfaces import InputError
 from prefloop.web.serve import check_binding, is_loopback, uvicorn_options
@@ -52,4 +53,10 @@ def test_the_server_limits_its_connections_and_says_nothing_of_itself():
     assert options["limit_concurrency"] == 1000
     assert options["timeout_keep_alive"] == 15
     assert (options["server_header"], options["access_log"]) == (False, False)
-    assert options["forwarded_allow_ips"] == "127.0.0.1"  # nobody else can say where a request came from
+    assert options["proxy_headers"]
+
+
+def test_only_a_proxy_on_this_machine_can_say_where_a_request_came_from(monkeypatch):
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    config = uvicorn.Config("none", **uvicorn_options())
+    assert set(config.forwarded_allow_ips.split(",")) <= {"127.0.0.1", "::1"}

@@ -1,15 +1,15 @@
-"""Runs the app, with the limits of a server that strangers can reach, and refuses to be reached where it is not safe."""
+"""What a server of the app needs: limits that hold against strangers, and a refusal to be reached where it is not safe."""
 
 import ipaddress
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import uvicorn
-
 from prefloop.interfaces import InputError
 from prefloop.labels import accounts
 from prefloop.labels.database import Database
-from prefloop.web.app import WebOptions, create_app
+from prefloop.web.security import invite_url, link_url
+
+__all__ = ["PlainHttp", "check_binding", "invite_url", "is_loopback", "link_url", "uvicorn_options"]
 
 MOST_CONNECTIONS = 1000
 """At once; further ones get 503. A client that never finishes its request holds one."""
@@ -48,8 +48,8 @@ def check_binding(database: Database, host: str, public_url: str, plain_http: Pl
         )
 
 
-def uvicorn_options(*, forwarded_from: str = "127.0.0.1") -> dict[str, Any]:
-    """Limits on connections, and whose word counts for where a request comes from: that of the proxy in front."""
+def uvicorn_options() -> dict[str, Any]:
+    """Limits on connections. A proxy on this machine may say whom it asks for; FORWARDED_ALLOW_IPS names others."""
     return {
         "limit_concurrency": MOST_CONNECTIONS,
         "timeout_keep_alive": KEEP_ALIVE_S,
@@ -58,20 +58,4 @@ def uvicorn_options(*, forwarded_from: str = "127.0.0.1") -> dict[str, Any]:
         "server_header": False,
         "access_log": False,
         "proxy_headers": True,
-        "forwarded_allow_ips": forwarded_from,
     }
-
-
-def serve(
-    database: Database,
-    options: WebOptions,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8765,
-    plain_http: PlainHttp = "refuse",
-    forwarded_from: str = "127.0.0.1",
-) -> None:
-    """Serves until it is told to stop. Raises InputError where it is not safe to."""
-    check_binding(database, host, options.public_url, plain_http)
-    app = create_app(database, options)
-    uvicorn.run(app, host=host, port=port, **uvicorn_options(forwarded_from=forwarded_from))
