@@ -1,0 +1,780 @@
+"""Judging in a real browser: by keys alone, against double and lost sending, with input methods, at every size."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from prefloop.labels import publish
+from prefloop.labels.schema import lease, round_
+from web.serving import AT_ONCE, CHROMIUM, COOKIE, NO_BROWSER, Site, new_task, serving
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+pytestmark = [pytest.mark.browser, NO_BROWSER]
+DESKTOP = {"width": 1440, "height": 900}
+PHONE = {"width": 375, "height": 667}
+ZOOMED = {"width": 720, "height": 450}
+"""1440 x 900 at 200 %."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Iterator[Site]:
+    with serving(tmp_path_factory.mktemp("labels")) as running:
+        yield running
+
+
+@pytest.fixture
+def open_page(browser, site) -> Iterator[Any]:
+    """Opens a page of somebody's; an error in a script fails the test."""
+    errors: list[str] = []
+    contexts = []
+
+    def opened(token: str, path: str, *, viewport: dict[str, int] = DESKTOP, **about: Any) -> Any:
+        context = browser.new_context(viewport=viewport, reduced_motion="reduce", **about)
+        context.set_default_timeout(10_000)
+        context.add_cookies([{"name": COOKIE, "value": token, "url": site.url}])
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(site.url + path)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+names = itertools.count()
+
+
+def member(site: Site, config: str, tasks: list, **about: Any) -> tuple[str, str, list[str]]:
+    """A project of its own with one annotator: its id, the session, the ids of the tasks."""
+    project = f"project-{next(names)}"
+    ids = site.project(project, config, tasks, **about)
+    _, token = site.person(f"Ada {project}", project)
+    return project, token, ids
+
+
+def pairs(count: int) -> list:
+    return [new_task(number, f"zero {number}", f"one {number}") for number in range(count)]
+
+
+def of_tasks(site: Site, ids: list[str]) -> list[sa.Row[Any]]:
+    return [one for one in site.judgements() if one.task_id in set(ids)]
+
+
+def token_of(page: Any) -> str:
+    """The lease of the task that is shown."""
+    page.wait_for_selector("#task-data", state="attached")
+    return json.loads(page.text_content("#task-data"))["token"]
+
+
+def wait_for_next(page: Any, token: str) -> None:
+    """Until another task, or none, is shown."""
+    page.wait_for_function(
+        "before => { const data = document.querySelector('#task-data');"
+        " return document.querySelector('#nothing-left') || (data && JSON.parse(data.textContent).token !== before); }",
+        arg=token,
+    )
+
+
+def wait_until_ready(page: Any) -> None:
+    page.wait_for_selector("#submit[aria-disabled=false]")
+
+
+def send(page: Any) -> None:
+    token = token_of(page)
+    wait_until_ready(page)
+    page.keyboard.press("Control+Enter")
+    wait_for_next(page, token)
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+def test_twenty_pairs_by_keys_alone_are_stored_exactly(site, open_page):
+    keys = [*"12345678", "t", "b", *"87654321", "T", "B"]
+    project, token, ids = member(site, "kind: pairwise", pairs(20))
+    page = open_page(token, "/")
+    page.add_init_script("addEventListener('pointerdown', () => (window.touched = true), true)")
+    page.keyboard.press("Enter")  # Start has the focus
+    lefts = []
+    for key in keys:
+        token_of(page)
+        lefts.append(page.text_content("[data-text='0']").split()[0])
+        page.keyboard.press(key)
+        send(page)
+    assert page.evaluate("window.touched") is None
+    stored = {one.task_id: one.value for one in of_tasks(site, ids)}
+    for key, left, task_id in zip(keys, lefts, ids, strict=True):
+        if key.isdigit():
+            strength = int(key) if left == "zero" else 9 - int(key)
+            assert stored[task_id] == {"choice": "a" if strength <= 4 else "b", "strength": strength}
+        else:
+            verdict = {"t": "tie", "b": "both_bad"}[key.lower()]
+            assert stored[task_id] == {"choice": verdict, "strength": None}
+
+
+RANKINGS = [
+    # keys, then the groups of letters on the screen and what cannot be ranked
+    (["Shift+J"], ["B", "A", "C", "D", "E"], ""),
+    (["j", "j", "="], ["A", "BC", "D", "E"], ""),
+    (["j", "x"], ["A", "C", "D", "E"], "B"),
+    (["Alt+ArrowDown"] * 4, ["B", "C", "D", "E", "A"], ""),
+    (["j"] * 4 + ["Shift+K"] * 4, ["E", "A", "B", "C", "D"], ""),
+    (["j", "=", "j", "="], ["ABC", "D", "E"], ""),
+    (["o"], ["A", "B", "C", "D", "E"], ""),
+    (["j", "Shift+J", "=", "k", "k", "Alt+ArrowUp"], ["A", "BC", "D", "E"], ""),
+]
+
+
+def test_eight_rankings_of_five_by_keys_alone_are_stored_exactly(site, open_page):
+    tasks = [new_task(number, *(f"text {letter}" for letter in "vwxyz")) for number in range(len(RANKINGS))]
+    project, token, ids = member(site, "kind: rank", tasks)
+    page = open_page(token, f"/judge/{project}")
+    orders = []
+    for keys, _, _ in RANKINGS:
+        token_of(page)
+        orders.append(["vwxyz".index(text.strip()[-1]) for text in page.locator(".answer .text").all_text_contents()])
+        for key in keys:
+            page.keyboard.press(key)
+        send(page)
+    stored = {one.task_id: one.value for one in of_tasks(site, ids)}
+    for (_, groups, unrankable), shown, task_id in zip(RANKINGS, orders, ids, strict=True):
+        assert stored[task_id] == {
+            "groups": [sorted(shown["ABCDE".index(one)] for one in group) for group in groups],
+            "unrankable": [shown["ABCDE".index(one)] for one in unrankable],
+        }
+
+
+def test_the_tab_key_reaches_everything_shows_where_it_is_and_leaves_the_page(site, open_page):
+    project, token, _ = member(site, "kind: pairwise\naxes: [helpful]", pairs(1))
+    page = open_page(token, f"/judge/{project}")
+    wait = """() => { const one = document.activeElement; if (one === document.body) return null;
+        const face = one.matches('.step input, .verdict input') ? one.nextElementSibling : one;
+        const style = getComputedStyle(face);
+        return [one.dataset.action || one.className || one.tagName,
+                style.outlineStyle !== 'none' || style.boxShadow !== 'none']; }"""
+    token_of(page)
+    page.evaluate("document.activeElement.blur(); getSelection().removeAllRanges()")
+    seen = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate(wait))
+        if seen[-1] is None and len(seen) > 5:
+            break
+    reached = [name for name, _ in filter(None, seen)]
+    assert seen[-1] is None, f"no way out: {reached}"
+    assert {"skip", "flag", "raw", "diff", "highlight", "note", "undo", "save", "help", "submit", "focus_a"} <= set(reached)
+    assert [name for name, is_visible in filter(None, seen) if not is_visible] == []
+
+
+def test_digits_of_an_input_method_and_in_the_note_change_no_judgement(site, open_page):
+    project, token, ids = member(site, "kind: pairwise", pairs(2))
+    page = open_page(token, f"/judge/{project}")
+    token_of(page)
+    page.keyboard.press("3")
+    page.keyboard.press("n")
+    assert page.evaluate("document.activeElement.id") == "comment"
+    keyboard = page.context.new_cdp_session(page)
+    keyboard.send("Input.imeSetComposition", {"text": "ni", "selectionStart": 2, "selectionEnd": 2})
+    for digit in "12345678":
+        # what browsers send while candidates are shown: keys that belong to the composition
+        page.evaluate(
+            "key => document.activeElement.dispatchEvent(new KeyboardEvent('keydown',"
+            " {key, code: 'Digit' + key, isComposing: true, bubbles: true, cancelable: true}))",
+            digit,
+        )
+        page.evaluate(
+            "key => document.querySelector('#question').dispatchEvent(new KeyboardEvent('keydown',"
+            " {key, isComposing: true, keyCode: 229, bubbles: true, cancelable: true}))",
+            digit,
+        )
+    page.evaluate(
+        "document.activeElement.dispatchEvent(new KeyboardEvent('keydown',"
+        " {key: 'Enter', ctrlKey: true, isComposing: true, bubbles: true, cancelable: true}))"
+    )
+    keyboard.send("Input.insertText", {"text": "你好"})
+    page.keyboard.type(" 5 stars, tsfb")
+    assert page.evaluate("document.querySelector('input[name=strength]:checked').value") == "3"
+    assert page.locator("dialog[open]").count() == 0
+    send(page)
+    (stored,) = of_tasks(site, ids)
+    assert stored.value["strength"] in (3, 6)
+    assert stored.comment == "你好 5 stars, tsfb"
+
+
+def test_a_key_can_be_changed_and_keys_of_the_browser_cannot(site, open_page):
+    project, token, ids = member(site, "kind: pairwise", pairs(2))
+    page = open_page(token, f"/judge/{project}")
+    token_of(page)
+    page.keyboard.press("?")
+    page.click("[data-change=tie]")
+    page.keyboard.press("F5")
+    assert "kept for the browser" in page.text_content("#keys-message")
+    page.click("[data-change=tie]")
+    with page.expect_response("**/api/v1/me/preferences"):
+        page.keyboard.press("s")  # was skip; the two are swapped
+    page.keyboard.press("Escape")
+    page.reload()
+    token_of(page)
+    page.keyboard.press("s")
+    assert page.locator("dialog[open]").count() == 0
+    send(page)
+    assert of_tasks(site, ids)[0].value["choice"] == "tie"
+    token_of(page)
+    page.keyboard.press("t")
+    assert page.locator("#skip-dialog[open]").count() == 1
+
+
+def test_keys_with_ctrl_or_alt_are_left_to_the_browser(site, open_page):
+    project, token, _ = member(site, "kind: pairwise", pairs(1))
+    page = open_page(token, f"/judge/{project}")
+    token_of(page)
+    taken = page.evaluate("""() => {
+        const taken = [];
+        const keys = ['1', 't', 'b', 's', 'f', 'u', 'p', 'w', 'd', 'h', 'n', 'g', 'r', 'l', 'ArrowLeft', 'Tab', 'F1', ' '];
+        for (const key of keys) for (const held of ['ctrlKey', 'altKey', 'metaKey']) {
+            if (key === 's' && held !== 'altKey') continue;  // saves the draft
+            const event = new KeyboardEvent('keydown', {key, [held]: true, bubbles: true, cancelable: true});
+            document.body.dispatchEvent(event);
+            if (event.defaultPrevented) taken.push(held + key);
+        }
+        return taken; }""")
+    assert taken == []
+    assert page.locator("input[name=strength]:checked").count() == 0
+
+
+# --- exactly one judgement -------------------------------------------------------------------------------------------
+
+
+def test_a_double_click_and_a_held_enter_send_once(site, open_page):
+    project, token, ids = member(site, "kind: pairwise", pairs(3))
+    page = open_page(token, f"/judge/{project}")
+    token_of(page)
+    page.keyboard.press("2")
+    wait_until_ready(page)
+    page.dblclick("#submit")
+    page.wait_for_function("document.querySelector(\"[data-text='0']\").textContent.endsWith(' 1')")
+    page.keyboard.press("7")
+    wait_until_ready(page)
+    page.evaluate("""for (let i = 0; i < 20; i += 1) document.body.dispatchEvent(new KeyboardEvent('keydown',
+        {key: 'Enter', ctrlKey: true, repeat: i > 0, bubbles: true, cancelable: true}))""")
+    page.wait_for_function("document.querySelector(\"[data-text='0']\").textContent.endsWith(' 2')")
+    page.wait_for_timeout(300)
+    assert [one.task_id for one in of_tasks(site, ids)] == ids[:2]
+
+
+def test_going_back_and_two_tabs_make_no_second_judgement(site, open_page):
+    project, token, ids = member(site, "kind: pairwise", pairs(3))
+    first = open_page(token, f"/judge/{project}")
+    second = first.context.new_page()
+    second.goto(first.url)
+    assert token_of(first) == token_of(second)
+    first.keyboard.press("1")
+    send(first)
+    # the other tab says the same: it is the same answer
+    second.keyboard.press("8")
+    wait_until_ready(second)
+    second.keyboard.press("Control+Enter")
+    second.wait_for_selector("#elsewhere-dialog[open]")  # and otherwise: it is told so
+    assert "That one stands" in second.text_content("#elsewhere-dialog")
+    second.keyboard.press("Enter")
+    assert token_of(second) == token_of(first)
+    first.goto(site.url + "/")
+    first.go_back()
+    assert token_of(first) == token_of(second)
+    assert [one.task_id for one in of_tasks(site, ids)] == ids[:1]
+
+
+def test_a_reload_while_sending_sends_once(site, open_page):
+    project, token, ids = member(site, "kind: pairwise", pairs(2))
+    page = open_page(token, f"/judge/{project}")
+    before = token_of(page)
+    held = []
+    page.route("**/submit", lambda route: held.append(route))
+    page.keyboard.press("4")
+    wait_until_ready(page)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function("document.querySelector('#status').textContent === 'Sending…'")
+    assert len(held) == 1
+    held[0].abort()
+    page.unroute("**/submit")
+    page.reload()
+    wait_for_next(page, before)
+    (stored,) = of_tasks(site, ids)
+    assert stored.value["strength"] in (4, 5)
+    assert page.text_content("[data-text='0']").endswith(" 1")
+
+
+def test_offline_keeps_the_answer_and_sends_it_once_when_back(site, open_page):
+    project, token, ids = member(site, "kind: pairwise", pairs(2))
+    page = open_page(token, f"/judge/{project}")
+    before = token_of(page)
+    page.keyboard.press("n")
+    page.keyboard.type("worth keeping")
+    page.keyboard.press("Escape")
+    page.keyboard.press("6")
+    wait_until_ready(page)
+    page.context.set_offline(True)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("text=You are offline. Your answer is kept here")
+    page.keyboard.press("Control+Enter")
+    page.keyboard.press("Control+Enter")
+    assert of_tasks(site, ids) == []
+    page.context.set_offline(False)
+    wait_for_next(page, before)
+    (stored,) = of_tasks(site, ids)
+    assert (stored.comment, stored.revision) == ("worth keeping", 0)
+
+
+def test_a_draft_is_there_in_another_browser(site, open_page):
+    project, token, ids = member(site, "kind: pairwise", pairs(1))
+    page = open_page(token, f"/judge/{project}")
+    token_of(page)
+    page.keyboard.press("n")
+    page.keyboard.type("half a thought")
+    page.keyboard.press("Escape")
+    with page.expect_response(re.compile("/draft$"), timeout=4000):  # by itself, within two seconds
+        page.keyboard.press("5")
+    other = open_page(token, f"/judge/{project}")
+    token_of(other)
+    assert other.input_value("#comment") == "half a thought"
+    assert other.evaluate("document.querySelector('input[name=strength]:checked').value") == "5"
+
+
+def test_an_edit_survives_a_reload_without_the_server(site, open_page):
+    project, token, ids = member(site, "kind: demonstration", [new_task(0)])
+    page = open_page(token, f"/judge/{project}")
+    token_of(page)
+    page.route("**/draft", lambda route: route.abort())
+    page.keyboard.press("e")
+    page.keyboard.type("my long answer")
+    page.wait_for_timeout(2300)
+    page.reload()
+    token_of(page)
+    assert page.input_value("#writing") == "my long answer"
+
+
+# --- undo ------------------------------------------------------------------------------------------------------------
+
+
+def test_undo_makes_a_chain_of_revisions_until_the_freeze(site, open_page):
+    project, token, ids = member(site, "kind: pairwise", pairs(1))
+
+    def into_a_round(connection: sa.Connection) -> str:
+        round_id = publish.open_round(connection, site.database.now(), project, 1)
+        publish.publish_tasks(
+            connection, site.database.now(), project, [new_task(100, "zero 100", "one 100")], round_id=round_id
+        )
+        return round_id
+
+    round_id = site.database.write(into_a_round)
+    page = open_page(token, f"/judge/{project}")
+    token_of(page)
+    page.keyboard.press("1")
+    send(page)
+    token_of(page)
+    left = page.text_content("[data-text='0']").split()[0]
+    page.keyboard.press("2")
+    send(page)
+    for key in ("7", "t"):
+        page.keyboard.press("u")
+        page.wait_for_function("JSON.parse(document.querySelector('#task-data')?.textContent ?? '{}').judgement > 0")
+        page.keyboard.press(key)
+        wait_until_ready(page)
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector("#nothing-left")
+    chain = [one for one in site.judgements() if one.round_id == round_id]
+    strength = 2 if left == "zero" else 7
+    assert [one.value["strength"] for one in chain] == [strength, 9 - strength, None]
+    assert [one.revision for one in chain] == [0, 1, 2]
+    assert [one.supersedes for one in chain] == [None, chain[0].id, chain[1].id]
+    page.keyboard.press("u")
+    page.wait_for_function("JSON.parse(document.querySelector('#task-data')?.textContent ?? '{}').judgement > 0")
+    freeze = sa.update(round_).where(round_.c.id == round_id).values(state="frozen")
+    site.database.write(lambda connection: connection.execute(freeze).rowcount)
+    page.keyboard.press("3")
+    wait_until_ready(page)
+    with page.expect_response("**/revise") as refused:
+        page.keyboard.press("Control+Enter")
+    assert refused.value.status == 423
+    page.wait_for_selector("#toasts >> text=this round is frozen")
+    page.goto(f"{site.url}/history/{chain[-1].id}")
+    page.wait_for_selector("text=This answer is frozen")
+    assert page.locator("#submit").count() == 0
+    assert len([one for one in site.judgements() if one.round_id == round_id]) == 3
+
+
+def test_history_goes_by_arrows_and_leads_back_after_a_change(site, open_page):
+    project, token, ids = member(site, "kind: pairwise", pairs(2))
+    page = open_page(token, f"/judge/{project}")
+    for key in "12":
+        token_of(page)
+        page.keyboard.press(key)
+        send(page)
+    page.goto(f"{site.url}/history")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#task-data", state="attached")
+    assert page.evaluate("document.querySelector('input[name=strength]:checked').value") == "1"
+    page.keyboard.press("b")
+    wait_until_ready(page)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#own-answers")
+    assert page.text_content(".own-answer .what").strip() == "Both bad"
+
+
+# --- seen before it is judged ----------------------------------------------------------------------------------------
+
+
+def test_both_sides_appear_in_the_same_frame_and_wait_until_they_are_read(site, open_page):
+    long = "A line of many words that goes on.\n\n" * 120
+    tasks = [new_task(number, f"{long} zero {number}", f"short {number}") for number in range(2)]
+    project, token, ids = member(site, "kind: pairwise\ndwell: {least_s: 1, per_character_ms: 0, most_s: 1}", tasks)
+    page = open_page(token, "/")
+    page.add_init_script("""
+        window.counts = new Set();
+        const look = () => {
+            counts.add(document.querySelectorAll('[data-text] p').length && [...document.querySelectorAll('[data-text]')]
+                .filter((one) => one.textContent.trim()).length);
+            requestAnimationFrame(look);
+        };
+        requestAnimationFrame(look);""")
+    page.goto(f"{site.url}/judge/{project}")
+    token_of(page)
+    page.keyboard.press("1")
+    long_side = "A" if "zero" in page.text_content("[data-text='0']") else "B"
+    page.wait_for_function(f"document.querySelector('#status').textContent === 'Read {long_side} to the end'")
+    page.keyboard.press("Control+Enter")
+    page.click("#submit")
+    page.wait_for_timeout(200)
+    assert of_tasks(site, ids) == []
+    page.keyboard.press("End")
+    wait_until_ready(page)
+    send(page)
+    (stored,) = of_tasks(site, ids)
+    assert stored.active_ms >= 1000
+    assert 0 <= stored.first_action_ms <= stored.active_ms
+    token_of(page)
+    assert page.evaluate("scrollY") == 0
+    assert page.evaluate("[...counts].sort()") == [0, 2]
+
+
+def test_time_counts_only_while_the_page_is_seen(site, open_page):
+    project, token, ids = member(site, "kind: pairwise", pairs(1))
+    page = open_page(token, f"/judge/{project}")
+    token_of(page)
+    page.wait_for_timeout(600)
+    page.evaluate("""Object.defineProperty(document, 'visibilityState', {value: 'hidden', configurable: true})""")
+    page.wait_for_timeout(1500)
+    page.evaluate("""Object.defineProperty(document, 'visibilityState', {value: 'visible', configurable: true})""")
+    page.keyboard.press("1")
+    send(page)
+    assert 500 <= of_tasks(site, ids)[0].active_ms <= 1900
+
+
+def test_a_break_is_proposed_between_two_tasks(site, open_page):
+    project, token, _ = member(site, "kind: pairwise\nbreak_after_minutes: 0.005", pairs(3))
+    page = open_page(token, f"/judge/{project}")
+    before = token_of(page)
+    page.wait_for_timeout(500)
+    assert page.locator("dialog[open]").count() == 0
+    page.keyboard.press("1")
+    wait_until_ready(page)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#break-dialog[open]")
+    page.click("#break-dialog button[value=later]")
+    wait_for_next(page, before)
+    page.keyboard.press("1")
+    send(page)  # not again for ten minutes
+
+
+def test_skipping_and_reporting_ask_for_a_reason_and_keep_the_judgement(site, open_page):
+    project, token, ids = member(site, "kind: pairwise", pairs(2))
+    page = open_page(token, f"/judge/{project}")
+    before = token_of(page)
+    page.keyboard.press("1")
+    page.keyboard.press("f")
+    page.keyboard.press("4")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("text=Reported, thank you")
+    assert token_of(page) == before
+    assert page.evaluate("document.querySelector('input[name=strength]:checked').value") == "1"
+    page.keyboard.press("s")
+    page.keyboard.press("2")
+    page.keyboard.press("Control+Enter")
+    wait_for_next(page, before)
+    (stored,) = of_tasks(site, ids)
+    assert (stored.state, stored.value) == ("skipped", {"skip": "no_expertise"})
+
+
+# --- the other kinds -------------------------------------------------------------------------------------------------
+
+
+def centre(page: Any, selector: str) -> tuple[float, float]:
+    box = page.locator(selector).bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_cards_are_dragged_before_onto_and_away(site, open_page):
+    tasks = [new_task(0, *(f"text {letter}" for letter in "vwxyz"))]
+    project, token, ids = member(site, "kind: rank", tasks)
+    page = open_page(token, f"/judge/{project}")
+    token_of(page)
+    shown = ["vwxyz".index(text.strip()[-1]) for text in page.locator(".answer .text").all_text_contents()]
+
+    def drag(card: str, x: float, y: float) -> None:
+        page.mouse.move(*centre(page, f"[data-card='{card}']"))
+        page.mouse.down()
+        page.mouse.move(x, y - 3, steps=5)
+        page.mouse.move(x, y)
+        page.mouse.up()
+
+    box = page.locator("[data-place='0']").bounding_box()
+    drag("4", box["x"] + 80, box["y"] + 3)  # E before A
+    drag("1", *centre(page, "[data-card='0']"))  # B onto A
+    drag("2", *centre(page, "#unrankable"))
+    send(page)
+    assert of_tasks(site, ids)[0].value == {
+        "groups": [[shown[4]], sorted([shown[0], shown[1]]), [shown[3]]],
+        "unrankable": [shown[2]],
+    }
+
+
+def test_cards_are_dragged_by_a_finger(site, open_page):
+    project, token, ids = member(site, "kind: rank", [new_task(0, "text v", "text w", "text x")])
+    page = open_page(token, f"/judge/{project}", viewport=PHONE, has_touch=True, is_mobile=True)
+    token_of(page)
+    shown = ["vwx".index(text.strip()[-1]) for text in page.locator(".answer .text").all_text_contents()]
+    page.locator("[data-card='2']").scroll_into_view_if_needed()
+    page.evaluate("scrollBy(0, 200)")
+    x, y = centre(page, "[data-card='2'] .grip")
+    top = page.locator("[data-place='0']").bounding_box()["y"] + 2
+    finger = page.context.new_cdp_session(page)
+    finger.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+    for part in (0.3, 0.6, 1.0):
+        point = {"x": x, "y": y + (top - y) * part}
+        finger.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [point]})
+    finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    wait_until_ready(page)
+    before = token_of(page)
+    page.tap("#submit")
+    wait_for_next(page, before)
+    assert of_tasks(site, ids)[0].value["groups"] == [[shown[2]], [shown[0]], [shown[1]]]
+
+
+def test_the_form_takes_digits_and_the_letters_of_its_flags(site, open_page):
+    project, token, ids = member(site, "kind: form", [new_task(0, "an answer")])
+    page = open_page(token, f"/judge/{project}")
+    token_of(page)
+    page.keyboard.press("l")
+    assert "Overall quality" in page.text_content("#status")
+    for key in "6do":
+        page.keyboard.press(key)
+    page.keyboard.press("o")
+    send(page)
+    assert of_tasks(site, ids)[0].value == {
+        "ratings": {"overall": 6},
+        "flags": {"hallucination": True, "denigrates": True},
+    }
+
+
+def test_an_edit_shows_its_words_and_is_stored(site, open_page):
+    project, token, ids = member(site, "kind: edit", [new_task(0, "The cat sat on the mat.")])
+    page = open_page(token, f"/judge/{project}")
+    token_of(page)
+    page.keyboard.press("d")
+    page.keyboard.press("e")
+    page.keyboard.press("Control+End")
+    page.keyboard.type(" It <b>purred</b>.")
+    page.wait_for_selector("#changes mark:has-text('purred')")
+    assert page.locator("#changes b").count() == 0
+    page.keyboard.press("Escape")
+    send(page)
+    assert of_tasks(site, ids)[0].value == {"text": "The cat sat on the mat. It <b>purred</b>."}
+
+
+def test_steps_are_compared_and_labelled_by_keys(site, open_page):
+    texts = ("Add first.\n2 + 2 = 4", "Add first.\n2 + 2 = 5")
+    project, token, ids = member(site, "kind: steps", [new_task(0, *texts)])
+    page = open_page(token, f"/judge/{project}")
+    token_of(page)
+    assert page.text_content(".shared .text").strip() == "Add first."
+    right = 0 if "= 4" in page.text_content("[data-text='0']") else 1
+    page.keyboard.press("[")
+    page.keyboard.press("c" if right == 0 else "x")
+    page.keyboard.press("]")
+    page.keyboard.press("x" if right == 0 else "c")
+    page.keyboard.press("1" if right == 0 else "8")
+    send(page)
+    assert of_tasks(site, ids)[0].value == {"choice": "a", "strength": 1, "labels": ["correct", "incorrect"]}
+
+
+def test_marked_words_are_places_in_the_text_itself(site, open_page):
+    text = "😀 zero​width **bold** words"
+    project, token, ids = member(site, "kind: pairwise", [new_task(0, text, "other")])
+    page = open_page(token, f"/judge/{project}")
+    token_of(page)
+    side = 0 if "zero" in page.text_content("[data-text='0']") else 1
+    page.keyboard.press("h")
+    page.wait_for_selector(f"[data-text='{side}'] pre")
+    page.evaluate(
+        """side => { const pre = document.querySelector(`[data-text='${side}'] pre`);
+        const last = pre.lastChild; const range = document.createRange();
+        const at = last.data.indexOf('**bold**');
+        range.setStart(last, at); range.setEnd(last, at + 8);
+        getSelection().removeAllRanges(); getSelection().addRange(range); }""",
+        side,
+    )
+    page.keyboard.press("h")
+    assert page.text_content("#spans q") == "**bold**"
+    page.keyboard.press("1")
+    send(page)
+    (span,) = of_tasks(site, ids)[0].value["spans"]
+    assert text[span["start"] : span["end"]] == "**bold**"
+    assert span["completion"] == 0
+
+
+def test_guidelines_are_acknowledged_by_a_key(site, open_page):
+    project, token, _ = member(site, "kind: pairwise", pairs(1), guidelines="# Be fair\n\nAnd kind.")
+    page = open_page(token, f"/judge/{project}")
+    page.wait_for_selector("#unread")
+    page.keyboard.press("Control+Enter")
+    assert token_of(page)
+
+
+# --- sizes and assistive technology ----------------------------------------------------------------------------------
+
+TEXTS = {
+    "code": ("```python\n" + "x = [" + "1, " * 200 + "]\n```\n", "`inline` and plain"),
+    "table": ("|" + " wide |" * 30 + "\n|" + "---|" * 30 + "\n|" + " cell |" * 30, "no table"),
+    "chinese": ("光合作用是植物利用阳光制造食物的过程。" * 40, "植物吃阳光。"),
+    "hebrew": ("פוטוסינתזה היא התהליך שבו צמחים יוצרים מזון מאור. " * 20, "צמחים אוכלים אור."),
+    "line": ("x" * 100_000, "short"),
+}
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP, ZOOMED], ids=["phone", "desktop", "zoomed"])
+def test_no_text_makes_the_page_scroll_sideways_or_hides_the_button(site, open_page, viewport):
+    tasks = [new_task(number, *texts) for number, texts in enumerate(TEXTS.values())]
+    project, token, _ = member(site, "kind: pairwise\naxes: [helpful, harmless]", tasks)
+    page = open_page(token, f"/judge/{project}", viewport=viewport)
+    for name in TEXTS:
+        token_of(page)
+        for key in ("", "p", "w", "p", "w", "d"):
+            if key:
+                page.keyboard.press(key)
+                page.wait_for_timeout(120)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (name, key)
+        page.keyboard.press("d")
+        page.wait_for_timeout(120)
+        for button in page.locator("[data-unfold]").all():
+            button.click()
+        page.keyboard.press("1")
+        page.keyboard.press("End")
+        wait_until_ready(page)
+        page.locator("#submit").scroll_into_view_if_needed()
+        is_on_top = """() => { const box = document.querySelector('#submit').getBoundingClientRect();
+            const top = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+            return Boolean(top.closest('#submit')); }"""
+        assert page.evaluate(is_on_top), name
+        before = token_of(page)
+        page.click("#submit")
+        wait_for_next(page, before)
+
+
+KINDS = {
+    "pairwise": (f"kind: pairwise\naxes: [helpful, harmless]\ndwell: {AT_ONCE}", ("# Title\n\n- one\n\n```\ncode\n```", "| a |\n|---|\n| b |")),
+    "rank": ("kind: rank", ("one", "two", "three")),
+    "form": ("kind: form", ("one",)),
+    "edit": ("kind: edit", ("one",)),
+    "demonstration": ("kind: demonstration", ()),
+    "steps": ("kind: steps", ("Both.\nleft", "Both.\nright")),
+}  # fmt: skip
+
+
+def faults(page: Any) -> list[str]:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    found = axe.Axe().run(page).response["violations"]
+    return [
+        f"{one['id']}: {node['html'][:120]} {node['failureSummary']}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tools_for_the_blind_find_no_serious_fault_in_a_task(site, open_page, kind):
+    config, texts = KINDS[kind]
+    project, token, _ = member(site, config, [new_task(0, *texts)])
+    page = open_page(token, f"/judge/{project}")
+    token_of(page)
+    assert faults(page) == []
+    page.emulate_media(color_scheme="dark")
+    assert faults(page) == []
+    page.keyboard.press("n")
+    page.keyboard.press("Escape")
+    if kind == "pairwise":
+        page.keyboard.press("d")
+        page.keyboard.press("2")
+        page.wait_for_selector("[data-text] mark")
+        assert faults(page) == []
+        for key, dialog in (("?", "keys"), ("s", "skip"), ("f", "flag")):
+            page.keyboard.press(key)
+            page.wait_for_selector(f"#{dialog}-dialog[open]")
+            assert faults(page) == []
+            page.keyboard.press("Escape")
+
+
+def test_tools_for_the_blind_find_no_serious_fault_around_the_tasks(site, open_page):
+    project, token, _ = member(site, "kind: pairwise", pairs(1), guidelines="# Be fair\n\nAnd kind.")
+    site.database.write(
+        lambda connection: publish.publish_guidelines(connection, site.database.now(), project, "# Be fair\n\nKinder.")
+    )
+    for scheme in ("light", "dark"):
+        page = open_page(token, "/", color_scheme=scheme, locale="zh-CN" if scheme == "dark" else "en-US")
+        found = faults(page)
+        for path in (f"/judge/{project}", f"/judge/{project}/guidelines", "/history", "/nowhere"):
+            page.goto(site.url + path)
+            page.wait_for_timeout(200)
+            found += faults(page)
+        assert found == []
+    page.goto(f"{site.url}/judge/{project}")
+    page.wait_for_selector("#unread")
+    page.keyboard.press("Control+Enter")
+    token_of(page)
+    page.keyboard.press("1")
+    send(page)
+    page.wait_for_selector("#nothing-left")
+    assert faults(page) == []
+    page.goto(f"{site.url}/history")
+    assert faults(page) == []
+
+
+def test_leases_are_kept_alive_while_the_page_is_seen(site, open_page):
+    project, token, ids = member(site, "kind: pairwise", pairs(1))
+    page = open_page(token, f"/judge/{project}")
+    held = token_of(page)
+    early = sa.update(lease).where(lease.c.token == held).values(expires_at=lease.c.expires_at - 600_000)
+    site.database.write(lambda connection: connection.execute(early).rowcount)
+    until = sa.select(lease.c.expires_at).where(lease.c.token == held)
+    before = site.database.read(lambda connection: connection.execute(until).scalar_one())
+    with page.expect_response("**/heartbeat"):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    assert site.database.read(lambda connection: connection.execute(until).scalar_one()) > before
