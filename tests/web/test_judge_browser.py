@@ -172,13 +172,11 @@ def test_the_tab_key_reaches_everything_shows_where_it_is_and_leaves_the_page(si
     token_of(page)
     page.evaluate("document.activeElement.blur(); getSelection().removeAllRanges()")
     seen = []
-    for _ in range(60):
+    for _ in range(80):  # begins behind the title, goes round once
         page.keyboard.press("Tab")
         seen.append(page.evaluate(wait))
-        if seen[-1] is None and len(seen) > 5:
-            break
     reached = [name for name, _ in filter(None, seen)]
-    assert seen[-1] is None, f"no way out: {reached}"
+    assert seen.count(None) >= 2, f"no way out: {reached}"
     assert {"skip", "flag", "raw", "diff", "highlight", "note", "undo", "save", "help", "submit", "focus_a"} <= set(reached)
     assert [name for name, is_visible in filter(None, seen) if not is_visible] == []
 
@@ -269,12 +267,12 @@ def test_a_double_click_and_a_held_enter_send_once(site, open_page):
     page.keyboard.press("2")
     wait_until_ready(page)
     page.dblclick("#submit")
-    page.wait_for_function("document.querySelector(\"[data-text='0']\").textContent.endsWith(' 1')")
+    page.wait_for_function("() => document.querySelector(\"[data-text='0']\").textContent.trim().endsWith(' 1')")
     page.keyboard.press("7")
     wait_until_ready(page)
     page.evaluate("""for (let i = 0; i < 20; i += 1) document.body.dispatchEvent(new KeyboardEvent('keydown',
         {key: 'Enter', ctrlKey: true, repeat: i > 0, bubbles: true, cancelable: true}))""")
-    page.wait_for_function("document.querySelector(\"[data-text='0']\").textContent.endsWith(' 2')")
+    page.wait_for_function("() => document.querySelector(\"[data-text='0']\").textContent.trim().endsWith(' 2')")
     page.wait_for_timeout(300)
     assert [one.task_id for one in of_tasks(site, ids)] == ids[:2]
 
@@ -310,7 +308,7 @@ def test_a_reload_while_sending_sends_once(site, open_page):
     page.keyboard.press("4")
     wait_until_ready(page)
     page.keyboard.press("Control+Enter")
-    page.wait_for_function("document.querySelector('#status').textContent === 'Sending…'")
+    page.wait_for_function("() => document.querySelector('#status').textContent === 'Sending…'")
     assert len(held) == 1
     held[0].abort()
     page.unroute("**/submit")
@@ -318,7 +316,7 @@ def test_a_reload_while_sending_sends_once(site, open_page):
     wait_for_next(page, before)
     (stored,) = of_tasks(site, ids)
     assert stored.value["strength"] in (4, 5)
-    assert page.text_content("[data-text='0']").endswith(" 1")
+    assert page.text_content("[data-text='0']").strip().endswith(" 1")
 
 
 def test_offline_keeps_the_answer_and_sends_it_once_when_back(site, open_page):
@@ -394,7 +392,7 @@ def test_undo_makes_a_chain_of_revisions_until_the_freeze(site, open_page):
     send(page)
     for key in ("7", "t"):
         page.keyboard.press("u")
-        page.wait_for_function("JSON.parse(document.querySelector('#task-data')?.textContent ?? '{}').judgement > 0")
+        page.wait_for_function("() => JSON.parse(document.querySelector('#task-data')?.textContent ?? '{}').judgement > 0")
         page.keyboard.press(key)
         wait_until_ready(page)
         page.keyboard.press("Control+Enter")
@@ -405,7 +403,7 @@ def test_undo_makes_a_chain_of_revisions_until_the_freeze(site, open_page):
     assert [one.revision for one in chain] == [0, 1, 2]
     assert [one.supersedes for one in chain] == [None, chain[0].id, chain[1].id]
     page.keyboard.press("u")
-    page.wait_for_function("JSON.parse(document.querySelector('#task-data')?.textContent ?? '{}').judgement > 0")
+    page.wait_for_function("() => JSON.parse(document.querySelector('#task-data')?.textContent ?? '{}').judgement > 0")
     freeze = sa.update(round_).where(round_.c.id == round_id).values(state="frozen")
     site.database.write(lambda connection: connection.execute(freeze).rowcount)
     page.keyboard.press("3")
@@ -459,9 +457,9 @@ def test_both_sides_appear_in_the_same_frame_and_wait_until_they_are_read(site, 
     token_of(page)
     page.keyboard.press("1")
     long_side = "A" if "zero" in page.text_content("[data-text='0']") else "B"
-    page.wait_for_function(f"document.querySelector('#status').textContent === 'Read {long_side} to the end'")
+    page.wait_for_function(f"() => document.querySelector('#status').textContent === 'Read {long_side} to the end'")
     page.keyboard.press("Control+Enter")
-    page.click("#submit")
+    page.evaluate("document.querySelector('#submit').click()")
     page.wait_for_timeout(200)
     assert of_tasks(site, ids) == []
     page.keyboard.press("End")
@@ -573,7 +571,7 @@ def test_cards_are_dragged_by_a_finger(site, open_page):
     finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     wait_until_ready(page)
     before = token_of(page)
-    page.tap("#submit")
+    page.click("#submit")  # the press itself; a tap right after a drag is taken for a second touch
     wait_for_next(page, before)
     assert of_tasks(site, ids)[0].value["groups"] == [[shown[2]], [shown[0]], [shown[1]]]
 
@@ -683,8 +681,8 @@ def test_no_text_makes_the_page_scroll_sideways_or_hides_the_button(site, open_p
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (name, key)
         page.keyboard.press("d")
         page.wait_for_timeout(120)
-        for button in page.locator("[data-unfold]").all():
-            button.click()
+        while page.locator("[data-unfold]").count():
+            page.locator("[data-unfold]").first.click()
         page.keyboard.press("1")
         page.keyboard.press("End")
         wait_until_ready(page)
@@ -727,6 +725,7 @@ def test_tools_for_the_blind_find_no_serious_fault_in_a_task(site, open_page, ki
     token_of(page)
     assert faults(page) == []
     page.emulate_media(color_scheme="dark")
+    page.wait_for_timeout(250)  # colours glide
     assert faults(page) == []
     page.keyboard.press("n")
     page.keyboard.press("Escape")

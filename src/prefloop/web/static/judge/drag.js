@@ -10,6 +10,7 @@ export function followDrag(element, { start, over, drop, cancel }) {
   element.addEventListener("pointerdown", (event) => {
     if (event.button !== 0 || (event.pointerType !== "mouse" && !event.target.closest(".grip"))) return;
     from = { x: event.clientX, y: event.clientY, scroll: scrollY };
+    element.setPointerCapture(event.pointerId); // a fast pointer leaves the element before it has moved far enough
   });
 
   element.addEventListener("pointermove", (event) => {
@@ -18,7 +19,6 @@ export function followDrag(element, { start, over, drop, cancel }) {
     if (!isDragging) {
       if (Math.hypot(x, y) < FAR_ENOUGH) return;
       isDragging = true;
-      element.setPointerCapture(event.pointerId);
       element.classList.add("dragged");
       start();
     }
@@ -51,7 +51,7 @@ export function followDrag(element, { start, over, drop, cancel }) {
   }
   element.addEventListener("keydown", (event) => {
     if (isDragging && event.key === "Escape") {
-      end(event.type === "keydown" ? { type: "pointercancel" } : event);
+      end({ type: "pointercancel" });
       cancel();
     }
   });

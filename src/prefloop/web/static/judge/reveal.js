@@ -16,7 +16,8 @@ export function watchReveal(root, onChange) {
         if (entry.isIntersecting && !isFolded) seen(Number(entry.target.dataset.end));
       }
     },
-    { rootMargin: `0px 0px -${covered}px 0px` },
+    // what the reader has scrolled past counts too: all that lies above
+    { rootMargin: `1000000px 0px -${covered}px 0px` },
   );
   for (const end of root.querySelectorAll("[data-end]")) observer.observe(end);
 
