@@ -94,9 +94,14 @@ async function show(method, path) {
       if (data) await prepareViews(piece, JSON.parse(data.textContent).address);
     } catch (error) {
       piece = undefined;
+      if (error.to) {
+        location.href = error.to;
+        return;
+      }
       if (!(error instanceof Refused) || (error.status >= 400 && error.status < 500 && error.status !== 429)) {
         place.setAttribute("aria-busy", "false");
-        explain(error);
+        if (!task && error instanceof Refused) instead(error.message || t("base.failed"));
+        else explain(error);
         return;
       }
       notice(t(error.status === 429 ? "base.too_fast" : error.status === 0 && !navigator.onLine ? "base.offline" : "judge.server_slow"));
@@ -126,8 +131,7 @@ function openTask(root) {
   kind.restore(draft.value ?? {});
   if (draft.comment) {
     comment.value = draft.comment;
-    toggleNote();
-    document.activeElement?.blur();
+    openNote();
   }
   task.clock = startClock((worked) => {
     rest.add(worked);
@@ -207,15 +211,22 @@ function update() {
   task.root.querySelector("#submit").setAttribute("aria-disabled", String(why !== ""));
 }
 
+function openNote() {
+  place.querySelector("#note").hidden = false;
+  place.querySelector('[data-action="note"]')?.setAttribute("aria-expanded", "true");
+}
+
+// The key goes to the note; once more closes it, unless something is written there.
 function toggleNote() {
   const box = place.querySelector("#note");
   if (!box) return;
-  box.hidden = !box.hidden;
-  place.querySelector('[data-action="note"]')?.setAttribute("aria-expanded", String(!box.hidden));
-  if (!box.hidden) {
-    const field = box.querySelector("textarea");
-    field.focus({ preventScroll: true });
+  if (box.hidden || task.comment.value) {
+    openNote();
+    task.comment.focus({ preventScroll: true });
     box.scrollIntoView({ block: "nearest" });
+  } else {
+    box.hidden = true;
+    place.querySelector('[data-action="note"]')?.setAttribute("aria-expanded", "false");
   }
 }
 
@@ -278,7 +289,10 @@ async function send(letter) {
   update();
   const stop = new AbortController();
   const waiting = (why) =>
-    notice(t(WAITING[why]), why === "session" ? null : { label: t("judge.edit_again"), act: () => stop.abort() });
+    notice(
+      t(WAITING[why]),
+      why === "session" ? { label: t("judge.log_in"), href: "/login" } : { label: t("judge.edit_again"), act: () => stop.abort() },
+    );
   try {
     const answer = await deliver(letter, { waiting, signal: stop.signal });
     notice("");
@@ -388,14 +402,28 @@ function notice(words, action = null) {
   text.textContent = words;
   box.append(text);
   if (action) {
-    const button = document.createElement("button");
-    button.type = "button";
+    const button = document.createElement(action.href ? "a" : "button");
     button.className = "button small";
     button.textContent = action.label;
-    button.addEventListener("click", action.act);
+    if (action.href) Object.assign(button, { href: action.href, target: "_blank" });
+    else button.addEventListener("click", action.act);
     box.append(button);
   }
   notices.append(box);
+}
+
+// In the place of a task that there is none of.
+function instead(words) {
+  const box = document.createElement("div");
+  box.className = "empty";
+  const text = document.createElement("p");
+  text.textContent = words;
+  const home = document.createElement("a");
+  home.className = "button";
+  home.href = "/";
+  home.textContent = t("judge.to_home");
+  box.append(text, home);
+  place.replaceChildren(box);
 }
 
 function explain(error) {

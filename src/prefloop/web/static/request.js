@@ -1,10 +1,11 @@
 // Requests to our own server: the CSRF token goes along, errors come back with the server's words.
 
 export class Refused extends Error {
-  // status 0: the server was not reached
-  constructor(status, message) {
+  // status 0: the server was not reached; `to`: the page to go to first, where one logs in or agrees to something
+  constructor(status, message, to = "") {
     super(message);
     this.status = status;
+    this.to = to;
   }
 }
 
@@ -50,13 +51,12 @@ async function sendOnce(method, path, body, accept, signal, keepalive) {
       credentials: "same-origin",
       signal,
       keepalive,
-      redirect: "manual", // a redirect means: log in
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refused(0, "");
   }
-  if (response.type === "opaqueredirect") throw new Refused(401, "");
+  if (response.redirected) throw new Refused(401, "", response.url);
   if (!response.ok) throw new Refused(response.status, await errorOf(response));
   return response;
 }

@@ -24,9 +24,11 @@ export function openStrips(root, changed) {
     radio.addEventListener("click", (event) => event.detail > 0 && radio.blur());
   }
 
-  const actions = { tie: () => choose("strength", "tie"), both_bad: () => choose("strength", "both_bad") };
+  const actions = {};
   for (let number = 1; number <= 8; number += 1) actions[`strength_${number}`] = () => digit(number);
-  for (const name of ["tie", "both_bad"]) if (!root.querySelector(`[data-action="${name}"]`)) delete actions[name];
+  for (const name of ["tie", "both_bad"]) {
+    if (root.querySelector(`[data-action="${name}"]`)) actions[name] = () => choose("strength", name);
+  }
 
   return {
     actions,
