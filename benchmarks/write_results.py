@@ -52,7 +52,8 @@ def section(result: dict[str, Any]) -> str:
         f"- {where}, {result['cores']} cores, {result['threads']} threads, {result['repeats']} repeats; {result['system']}; "
         f"load {result['load_average']:.1f} at the start",
         f"- Python {result['python']}, {versions}",
-        f"- matmul rate, GFLOP/s: {rates}",
+        *([f"- matmul rate, GFLOP/s: {rates}"] if rates else []),
+        *([f"- beside it ran: {result['beside']}"] if result.get("beside") else []),
         *(
             f"- not the same work, {one['case']['name']}: {'; '.join(one['problems'])}"
             for one in result["cases"]

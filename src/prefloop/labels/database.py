@@ -7,20 +7,23 @@ SQLite's lock, and one commit a request costs a disk flush each. PostgreSQL has 
 
 import contextlib
 import queue
+import random
 import secrets
-import shutil
+import sqlite3
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from prefloop.interfaces import InputError, Unavailable
 from prefloop.labels import audit, schema
@@ -29,11 +32,34 @@ T = TypeVar("T")
 Work = Callable[[sa.Connection], T]
 
 MOST_IN_A_COMMIT = 64
-RETRIES = 5
-"""Of a transaction that PostgreSQL ended to end a deadlock."""
+RETRIES = 8
+"""Of a transaction that gave way to another one."""
+FIRST_PAUSE_S = 0.01
+"""How long it waits at most before it begins anew; twice as long each time."""
 RETRIED_STATES = frozenset({"40001", "40P01"})
+"""Of PostgreSQL: serialisation failure, deadlock."""
+POSTGRES_OUT_OF_ORDER = frozenset({"08", "53", "57", "58"})
+"""Classes of its errors: no connection, no disk or memory, shut down, input and output."""
+SQLITE_OUT_OF_ORDER = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+CONNECT_SECONDS = 10
+CACHE = "cache_size=-16384"
+"""Of a connection, in KiB."""
 BUSY_SECONDS = 30
 """How long a process waits for another one that writes to the same SQLite file."""
+
+
+class TryAgain(Unavailable):
+    """What was wanted is being changed by others at this moment; `Database.write` begins anew a few times."""
 
 
 class Database:
@@ -43,11 +69,13 @@ class Database:
         self.engine = engine
         self.is_sqlite = engine.dialect.name == "sqlite"
         self._clock = clock
+        # the server's clock rules where there is a server: hosts may differ, and all of them hand out leases
+        self._ahead = 0.0 if self.is_sqlite or clock is not time.time else _seconds_ahead(engine)
         self._writer = _Writer(engine) if self.is_sqlite else None
 
     def now(self) -> int:
         """Milliseconds since 1970, by the one clock that leases are measured with."""
-        return int(self._clock() * 1000)
+        return int((self._clock() + self._ahead) * 1000)
 
     def write(self, work: Work[T]) -> T:
         """Runs `work` in a transaction and returns after the commit. Raises what it raises; nothing of it is kept then."""
@@ -62,16 +90,13 @@ class Database:
 
     def read(self, work: Work[T]) -> T:
         """Runs `work` on one consistent state of the store."""
-        with self.engine.connect() as connection:
-            if not self.is_sqlite:
-                connection = connection.execution_options(isolation_level="REPEATABLE READ")
-            with connection.begin():
-                return work(connection)
+        with self.snapshot() as connection:
+            return work(connection)
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[sa.Connection]:
         """A connection that sees one state of the store for as long as it is open."""
-        with self.engine.connect() as connection:
+        with _told_plainly(), self.engine.connect() as connection:
             if not self.is_sqlite:
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():
@@ -84,16 +109,55 @@ class Database:
         self.engine.dispose()
 
     def _write_retrying(self, work: Work[T]) -> T:
-        for attempt in range(RETRIES + 1):
-            try:
-                with self.engine.begin() as connection:
-                    return work(connection)
-            except DBAPIError as error:
-                state = getattr(error.orig, "sqlstate", None)
-                if state not in RETRIED_STATES or attempt == RETRIES:
-                    raise
-                time.sleep(0.01 * 2**attempt)
-        raise AssertionError("the last attempt returns or raises")
+        for attempt in range(RETRIES):
+            with contextlib.suppress(TryAgain), _told_plainly(), self.engine.begin() as connection:
+                return work(connection)
+            time.sleep(random.uniform(0, FIRST_PAUSE_S * 2**attempt))
+        with _told_plainly(), self.engine.begin() as connection:
+            return work(connection)
+
+
+@contextlib.contextmanager
+def _told_plainly() -> Iterator[None]:
+    """Raises TryAgain for a transaction that gave way to another one, Unavailable for a store that cannot be reached."""
+    try:
+        yield
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) in RETRIED_STATES:
+            raise TryAgain("others were writing the same at this moment; try again") from error
+        if error.connection_invalidated or _is_out_of_order(error):
+            raise _unavailable(error) from error
+        raise
+    except PoolTimeout as error:
+        raise Unavailable("the label store has too much to do; try again in a moment") from error
+
+
+def _is_out_of_order(error: DBAPIError) -> bool:
+    """Whether the disk, the server or the way to it is to blame, and not the statement."""
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF in SQLITE_OUT_OF_ORDER
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return isinstance(error, OperationalError) and (not state or state[:2] in POSTGRES_OUT_OF_ORDER)
+
+
+def _unavailable(error: Exception) -> Unavailable:
+    reason = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
+    return Unavailable(f"the label store cannot be reached or written: {reason}")
+
+
+def _seconds_ahead(engine: sa.Engine) -> float:
+    """How far the server's clock is ahead of this host's."""
+    with engine.connect() as connection:
+        before = time.time()
+        there = connection.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one()
+        return float(there) - (before + time.time()) / 2
+
+
+@dataclass(frozen=True)
+class _Request:
+    work: Work[Any]
+    future: "Future[Any]"
 
 
 class _Writer:
@@ -101,32 +165,55 @@ class _Writer:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        self._queue: queue.SimpleQueue[tuple[Work[Any], Future[Any]] | None] = queue.SimpleQueue()
-        self._closed = False
+        self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._is_closed = False
+        self._door = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="label-writer", daemon=True)
         self._thread.start()
 
     def submit(self, work: Work[T]) -> "Future[T]":
-        if self._closed:
-            raise Unavailable("the label store is being closed; try again when it is back")
         future: Future[T] = Future()
-        self._queue.put((work, future))
+        with self._door:  # nothing may come after the end mark, where nobody would answer it
+            if self._is_closed:
+                raise Unavailable("the label store is being closed; try again when it is back")
+            self._queue.put(_Request(work, future))
         return future
 
     def close(self) -> None:
-        self._closed = True
-        self._queue.put(None)
+        with self._door:
+            if not self._is_closed:
+                self._is_closed = True
+                self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        with self._engine.connect().execution_options(prefloop_writes=True) as connection:
-            while batch := self._next_batch():
-                self._commit(connection, batch)
+        connection = None
+        while (batch := self._next_batch()) is not None:
+            # who has gone meanwhile, with a closed browser, asks for nothing any more
+            wanted = [one for one in batch if one.future.set_running_or_notify_cancel()]
+            try:
+                if connection is None:
+                    connection = self._engine.connect().execution_options(prefloop_writes=True)
+                outcomes = _committed(connection, wanted)
+            except BaseException as error:  # noqa: BLE001  whatever it is, nobody may wait for ever
+                told = (
+                    _unavailable(error)
+                    if isinstance(error, (SQLAlchemyError, sqlite3.Error, OSError))
+                    else error
+                )
+                outcomes = [(None, told)] * len(wanted)
+                connection = _thrown_away(connection)  # in whatever transaction it was
+            for one, (result, error) in zip(wanted, outcomes, strict=True):
+                if error is None:
+                    one.future.set_result(result)
+                else:
+                    one.future.set_exception(error)
+        _thrown_away(connection)
 
-    def _next_batch(self) -> list[tuple[Work[Any], Future[Any]]]:
-        """What waits, up to a limit; empty when the writer is closed."""
+    def _next_batch(self) -> list[_Request] | None:
+        """What waits, up to a limit; None when the writer is closed."""
         if (first := self._queue.get()) is None:
-            return []
+            return None
         batch = [first]
         with contextlib.suppress(queue.Empty):
             while len(batch) < MOST_IN_A_COMMIT:
@@ -136,35 +223,40 @@ class _Writer:
                 batch.append(one)
         return batch
 
-    def _commit(self, connection: sa.Connection, batch: list[tuple[Work[Any], Future[Any]]]) -> None:
-        results: list[tuple[Future[Any], Any, BaseException | None]] = []
-        try:
-            with connection.begin():
-                for work, future in batch:
-                    results.append((future, *_outcome(connection, work)))
-        except (
-            SQLAlchemyError,
-            OSError,
-        ) as error:  # the disk is full or gone: nobody in this batch was stored
-            for _, future in batch:
-                future.set_exception(Unavailable(f"the label store cannot be written: {error}"))
-            return
-        for future, result, error in results:
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
+
+Outcome = tuple[Any, BaseException | None]
 
 
-def _outcome(connection: sa.Connection, work: Work[Any]) -> tuple[Any, BaseException | None]:
-    """What the work returns, or raises; then nothing of it is kept."""
-    savepoint = connection.begin_nested()
+def _committed(connection: sa.Connection, batch: list[_Request]) -> list[Outcome]:
+    """What became of each request, once that is on the disk. Raises where nothing of the batch is."""
+    with connection.begin():
+        # straight to the driver: savepoints of SQLAlchemy cost as much as two statements each
+        raw = connection.connection.dbapi_connection
+        assert isinstance(raw, sqlite3.Connection)
+        return [_outcome(connection, raw, one.work) for one in batch]
+
+
+def _thrown_away(connection: sa.Connection | None) -> None:
+    if connection is not None:
+        with contextlib.suppress(SQLAlchemyError):
+            connection.invalidate()
+        connection.close()
+
+
+def _outcome(connection: sa.Connection, raw: sqlite3.Connection, work: Work[Any]) -> Outcome:
+    """What the work returns, or raises; then nothing of it is kept. Raises where nothing of the batch is."""
+    raw.execute("SAVEPOINT request")
     try:
         result = work(connection)
-    except BaseException as error:  # noqa: BLE001  it is raised again where the result is waited for
-        savepoint.rollback()
+    except BaseException as error:
+        if not raw.in_transaction:  # where the disk is full, SQLite may have rolled back everybody
+            raise
+        raw.execute("ROLLBACK TO request")
+        raw.execute("RELEASE request")
+        if isinstance(error, DBAPIError) and _is_out_of_order(error):
+            return None, _unavailable(error)
         return None, error
-    savepoint.commit()
+    raw.execute("RELEASE request")
     return result, None
 
 
@@ -172,13 +264,19 @@ def _outcome(connection: sa.Connection, work: Work[Any]) -> tuple[Any, BaseExcep
 
 
 def database_url(place: str) -> sa.URL:
-    """The URL of a store: a database URL as it is, or the path of a SQLite file."""
-    if "://" in place:
+    """The URL of a store: a database URL as it is, or the path of a SQLite file. Raises InputError for another database."""
+    if "://" not in place:
+        return sa.URL.create("sqlite", database=str(Path(place).expanduser()))
+    try:
         url = sa.make_url(place)
-        if url.get_backend_name() == "postgresql" and url.drivername == "postgresql":
-            return url.set(drivername="postgresql+psycopg")
-        return url
-    return sa.URL.create("sqlite", database=str(Path(place).expanduser()))
+    except ArgumentError as error:
+        raise InputError(f"{place}: not a database URL; give one like postgresql://host/name") from error
+    backend = url.get_backend_name()
+    if backend not in ("sqlite", "postgresql") or (
+        backend == "sqlite" and url.database in (None, "", ":memory:")
+    ):
+        raise InputError(f"{place}: give the path of an SQLite file or a postgresql:// URL")
+    return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
 
 
 def open_database(place: str, *, clock: Callable[[], float] = time.time, pool_size: int = 16) -> Database:
@@ -187,32 +285,39 @@ def open_database(place: str, *, clock: Callable[[], float] = time.time, pool_si
     Raises InputError where there can be none, Unavailable where its server does not answer.
     """
     url = database_url(place)
-    if url.get_backend_name() not in ("sqlite", "postgresql"):
-        raise InputError(f"{place}: give the path of an SQLite file or a postgresql:// URL")
+    is_sqlite = url.get_backend_name() == "sqlite"
+    engine = None
     try:
-        engine = (
-            _sqlite_engine(url, pool_size)
-            if url.get_backend_name() == "sqlite"
-            else _postgres_engine(url, pool_size)
-        )
+        engine = _sqlite_engine(url, pool_size) if is_sqlite else _postgres_engine(url, pool_size)
         upgrade(engine)
+        return Database(engine, clock)
     except ModuleNotFoundError as error:
         raise InputError(f"{url.render_as_string()}: {error}; pip install 'prefloop[postgresql]'") from error
     except (SQLAlchemyError, OSError) as error:
+        if engine is not None:
+            engine.dispose()
         reason = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
+        if is_sqlite and not (isinstance(error, DBAPIError) and "locked" in reason):
+            raise InputError(
+                f"{url.database}: {reason}; name another file, or a folder to write in"
+            ) from error
         raise Unavailable(f"{url.render_as_string()}: {reason}") from error
-    return Database(engine, clock)
 
 
 def _postgres_engine(url: sa.URL, pool_size: int) -> sa.Engine:
+    # no more than the pool: four workers of it fit what a server allows when nobody has set anything
     return sa.create_engine(
-        url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, hide_parameters=True
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": CONNECT_SECONDS},
+        hide_parameters=True,
     )
 
 
 def _sqlite_engine(url: sa.URL, pool_size: int) -> sa.Engine:
-    if url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(
         url,
         pool_size=pool_size,
@@ -223,17 +328,13 @@ def _sqlite_engine(url: sa.URL, pool_size: int) -> sa.Engine:
     )
 
     @event.listens_for(engine, "connect")
-    def _set_up(connection: Any, record: object) -> None:
-        connection.isolation_level = (
-            None  # transactions begin where `_begin` says, not where the driver guesses
-        )
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            "temp_store=MEMORY",
-            "cache_size=-65536",
-        ):
+    def _set_up(connection: sqlite3.Connection, record: object) -> None:
+        # transactions begin where `_begin` says, not where the driver guesses
+        connection.isolation_level = None
+        (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        if mode != "wal":  # some network folders have no shared memory
+            raise OSError(f"SQLite cannot keep a write-ahead log here (journal mode {mode})")
+        for pragma in ("synchronous=FULL", "fullfsync=ON", "foreign_keys=ON", "temp_store=MEMORY", CACHE):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
@@ -249,7 +350,7 @@ def the_only_server(url: sa.URL) -> contextlib.AbstractContextManager[object]:
     """Holds what only one web server of an SQLite store may hold. Raises InputError where another one has it."""
     if url.get_backend_name() != "sqlite":
         return contextlib.nullcontext()
-    lock = FileLock(f"{url.database}.server.lock")
+    lock = FileLock(f"{Path(url.database or '').resolve()}.server.lock")
     try:
         return lock.acquire(blocking=False)
     except Timeout as error:
@@ -264,21 +365,23 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def upgrade(engine: sa.Engine) -> None:
-    """Brings the tables up to date; says InputError for a store of a newer prefloop."""
+    """Brings the tables up to date. Raises InputError for a store of a newer prefloop, or a database of something else."""
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory(str(MIGRATIONS))
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
-    head = scripts.get_current_head()
-    if current == head:
+        others = [] if current else sa.inspect(connection).get_table_names()
+    if current == scripts.get_current_head():
         return
-    known = {one.revision for one in scripts.walk_revisions()}
-    if current is not None and current not in known:
+    place = engine.url.render_as_string()
+    if others:
         raise InputError(
-            f"{engine.url.render_as_string()}: written by a newer prefloop (schema {current}); update prefloop"
+            f"{place}: has tables of something else ({others[0]}); give the labels a database of their own"
         )
+    if current is not None and current not in {one.revision for one in scripts.walk_revisions()}:
+        raise InputError(f"{place}: written by a newer prefloop (schema {current}); update prefloop")
     if current is not None:
         back_up(engine)
     _migrate(engine)
@@ -290,34 +393,53 @@ def _migrate(engine: sa.Engine) -> None:
 
     options = Config()
     options.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    with engine.connect().execution_options(prefloop_writes=True) as connection, connection.begin():
+    with (
+        engine.connect().execution_options(prefloop_writes=True) as connection,
+        _references_checked_last(connection),
+        connection.begin(),
+    ):
         if engine.dialect.name == "postgresql":
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('prefloop labels'))"))
         options.attributes["connection"] = connection
         command.upgrade(options, "head")
         audit.protect(connection)  # again, where a migration made the table anew
-        if (
-            connection.execute(
-                sa.select(schema.setting.c.key).where(schema.setting.c.key == "secret")
-            ).first()
-            is None
-        ):
+        has_secret = sa.select(schema.setting.c.key).where(schema.setting.c.key == "secret")
+        if connection.execute(has_secret).first() is None:
             connection.execute(schema.setting.insert().values(key="secret", value=secrets.token_hex(32)))
+        if engine.dialect.name == "sqlite" and (
+            broken := connection.exec_driver_sql("PRAGMA foreign_key_check").first()
+        ):
+            raise InputError(
+                f"{engine.url.database}: the upgrade would leave rows of {broken[0]} without their parents"
+            )
+
+
+@contextlib.contextmanager
+def _references_checked_last(connection: sa.Connection) -> Iterator[None]:
+    """SQLite changes a table by making it anew and dropping the old one, which would take along what refers to it."""
+    raw = connection.connection.dbapi_connection
+    if connection.dialect.name != "sqlite" or raw is None:
+        yield
+        return
+    raw.execute("PRAGMA foreign_keys=OFF")  # before the transaction; within one it does nothing
+    try:
+        yield
+    finally:
+        raw.execute("PRAGMA foreign_keys=ON")
 
 
 def back_up(engine: sa.Engine) -> Path | None:
     """A copy of an SQLite store beside it; PostgreSQL has its own tools."""
-    if engine.dialect.name != "sqlite" or not engine.url.database or engine.url.database == ":memory:":
+    if engine.dialect.name != "sqlite":
         return None
     target = Path(f"{engine.url.database}.before-upgrade-{time.strftime('%Y%m%d-%H%M%S')}")
     partial = target.with_name(target.name + ".partial")
     partial.unlink(missing_ok=True)
     with engine.connect() as connection:
-        connection.exec_driver_sql("COMMIT")  # VACUUM runs in no transaction
-        connection.exec_driver_sql("VACUUM INTO ?", (str(partial),))
-        connection.exec_driver_sql("BEGIN")
-    shutil.move(partial, target)
-    return target
+        raw = connection.connection.dbapi_connection
+        assert raw is not None
+        raw.execute("VACUUM INTO ?", (str(partial),))  # in no transaction
+    return partial.replace(target)
 
 
 _secrets: "weakref.WeakKeyDictionary[sa.Engine, str]" = weakref.WeakKeyDictionary()

@@ -92,11 +92,12 @@ def project_config(connection: sa.Connection, project_id: str) -> ProjectConfig:
     text = connection.execute(sa.select(project.c.config).where(project.c.id == project_id)).scalar()
     if text is None:
         raise NotFound(f"there is no project {project_id}")
-    return _parsed(text)
+    return parsed_config(text)
 
 
 @functools.lru_cache(maxsize=256)
-def _parsed(text: str) -> ProjectConfig:
+def parsed_config(text: str) -> ProjectConfig:
+    """A configuration as it is stored."""
     return ProjectConfig.model_validate_json(text)
 
 
@@ -202,7 +203,17 @@ def publish_tasks(
             key="task_id",
         )
         ids += [row["id"] for row in rows]
+    forget_cursors(connection, project_id)
     return ids
+
+
+def forget_cursors(connection: sa.Connection, project_id: str) -> None:
+    """To be called, last in a transaction, by what gives a project tasks, or tasks room, that members may have passed."""
+    connection.execute(
+        sa.update(project)
+        .where(project.c.id == project_id)
+        .values(cursor_version=project.c.cursor_version + 1)
+    )
 
 
 def _batches(tasks: Iterable[NewTask]) -> Iterator[Sequence[NewTask]]:

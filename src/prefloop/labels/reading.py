@@ -6,22 +6,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from prefloop.labels.contents import task_content
 from prefloop.labels.errors import NotFound
 from prefloop.labels.people import Person
 from prefloop.labels.projects import Kind
-from prefloop.labels.publish import project_config
+from prefloop.labels.publish import parsed_config, project_config
 from prefloop.labels.queue import Lease, count_waiting
-from prefloop.labels.schema import (
-    completion,
-    judgement,
-    lease,
-    member,
-    project,
-    prompt,
-    quality,
-    round_,
-    task,
-)
+from prefloop.labels.schema import judgement, lease, member, project, prompt, quality, round_, task
 from prefloop.labels.values import said_value
 
 SHOWN_PAYLOAD = ("rules", "prefix", "examples", "instruction", "use_case")
@@ -38,30 +29,29 @@ def shown_task(connection: sa.Connection, held: Lease) -> dict[str, Any]:
     return _shown(connection, held.task_id, held.presented)
 
 
+_SHOWN = (
+    sa.select(task.c.kind, task.c.payload, task.c.guideline_version, project.c.config)
+    .join(project, project.c.id == task.c.project_id)
+    .where(task.c.id == sa.bindparam("task"))
+)
+
+
 def _shown(connection: sa.Connection, task_id: str, presented: Sequence[int]) -> dict[str, Any]:
-    row = connection.execute(sa.select(task).where(task.c.id == task_id)).one()
-    config = project_config(connection, row.project_id)
-    asked = connection.execute(sa.select(prompt.c.messages).where(prompt.c.id == row.prompt_id)).scalar()
-    texts = _texts(connection, row.completion_ids)
-    shown = [texts[row.completion_ids[place]] for place in presented]
-    characters = sum(len(text) for text in shown) + sum(len(one["content"]) for one in asked or ())
+    row = connection.execute(_SHOWN, {"task": task_id}).one()
+    config = parsed_config(row.config)
+    content = task_content(connection, task_id)
     return {
         "kind": row.kind,
-        "messages": asked or [],
-        "texts": shown,
+        "messages": content.messages,
+        "texts": [content.texts[place] for place in presented],
         "payload": {name: value for name, value in (row.payload or {}).items() if name in SHOWN_PAYLOAD},
-        "dwell_ms": config.dwell.milliseconds(characters),
+        "dwell_ms": config.dwell.milliseconds(content.characters),
         "ties": config.ties,
         "both_bad": config.both_bad,
         "axes": list(config.axes),
         "form": [one.model_dump(mode="json") for one in config.form] if row.kind == "form" else [],
         "guideline_version": row.guideline_version,
     }
-
-
-def _texts(connection: sa.Connection, ids: list[str]) -> Mapping[str, str]:
-    rows = connection.execute(sa.select(completion.c.id, completion.c.text).where(completion.c.id.in_(ids)))
-    return {row.id: row.text for row in rows}
 
 
 # --- the queue of one person -----------------------------------------------------------------------------------------
@@ -130,7 +120,7 @@ def answered_since(connection: sa.Connection, person: Person, start: int) -> dic
         )
         .group_by(judgement.c.project_id)
     )
-    return {project_id: count for project_id, count in rows}
+    return {row[0]: row[1] for row in rows}
 
 
 def _newest_figures(connection: sa.Connection, project_id: str, person: Person) -> Mapping[str, Any]:

@@ -60,6 +60,7 @@ project = sa.Table(
     _text("config", default="{}"),  # a `ProjectConfig`, as JSON
     _text("config_source"),  # the YAML that it was written as, with its comments
     _count("guideline_version"),
+    _count("cursor_version"),  # grows when tasks come that members may have passed; see `choosing`
     _text("state", default="open"),  # open | closed
     _time("created_at"),
 )
@@ -160,21 +161,22 @@ task = sa.Table(
     sa.Column("reward_confidence", sa.Float),
     _text("state", default="open"),  # open | closed
     _count("guideline_version"),
-    sa.Column("is_gold", sa.Boolean, nullable=False, server_default=sa.false()),
-    sa.Column("is_sensitive", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("is_gold", sa.Boolean, nullable=False, server_default=sa.text("false")),
+    sa.Column("is_sensitive", sa.Boolean, nullable=False, server_default=sa.text("false")),
     _ref("repeat_of", "task.id", nullable=True),
     _ref("for_annotator", "annotator.id", nullable=True),
     _ref("author_id", "annotator.id", nullable=True),  # who wrote the prompt or the edit; never judges it
     _text("skill"),
     _text("lang"),
     _text("expires_with_policy"),
-    _time("not_before", nullable=True),
+    sa.Column("not_before", sa.BigInteger, nullable=False, server_default="0"),
     # kept up to date in the transaction that changes them; claims read nothing else
     _count("valid"),
     _count("leased"),
     _count("ai_valid"),
     _count("ai_leased"),
     _count("skips"),
+    _time("reopened_at", nullable=True),  # when a place was last given back
     _time("created_at"),
     _time("done_at", nullable=True),
 )
@@ -195,11 +197,28 @@ for _kind, _condition in HAS_ROOM.items():
         sqlite_where=_condition,
         postgresql_where=_condition,
     )
-sa.Index("ix_task_round", task.c.round_id)
-sa.Index("ix_task_for_annotator", task.c.for_annotator, sqlite_where=sa.text("for_annotator IS NOT NULL"))
+_REOPENED = sa.text("reopened_at IS NOT NULL")
 sa.Index(
-    "ix_task_gold", task.c.project_id, sqlite_where=sa.text("is_gold"), postgresql_where=sa.text("is_gold")
+    "ix_task_reopened",
+    task.c.project_id,
+    task.c.reopened_at,
+    sqlite_where=_REOPENED,
+    postgresql_where=_REOPENED,
 )
+OWN_HAS_ROOM = sa.text("state = 'open' AND for_annotator IS NOT NULL AND overlap > valid + leased")
+"""The same of tasks that are for one person alone."""
+sa.Index(
+    "ix_task_for_annotator",
+    task.c.for_annotator,
+    task.c.project_id,
+    task.c.not_before,
+    task.c.ordinal,
+    sqlite_where=OWN_HAS_ROOM,
+    postgresql_where=OWN_HAS_ROOM,
+)
+sa.Index("ix_task_round", task.c.round_id)
+IS_GOLD = sa.text("is_gold")
+sa.Index("ix_task_gold", task.c.project_id, task.c.ordinal, sqlite_where=IS_GOLD, postgresql_where=IS_GOLD)
 
 gold = sa.Table(
     "gold",
@@ -238,6 +257,11 @@ member = sa.Table(
     _text("consent_version"),  # what was agreed to last; see `ProjectConfig.consent_version`
     _text("qualification", default="none"),  # none | passed | failed
     _count("served"),  # tasks claimed, which says when gold and repeats are due
+    # where the next search begins; see `choosing`
+    sa.Column("cursor_priority", sa.Float),
+    _count("cursor_ordinal"),
+    _count("cursor_version"),
+    _time("cursor_since", nullable=True),
 )
 
 invite = sa.Table(
@@ -355,6 +379,7 @@ judgement = sa.Table(
     sqlite_autoincrement=True,
 )
 sa.Index("ix_judgement_annotator", judgement.c.annotator_id, judgement.c.id)
+sa.Index("ix_judgement_day", judgement.c.annotator_id, judgement.c.created_at)
 sa.Index("ix_judgement_project", judgement.c.project_id, judgement.c.id)
 
 flag = sa.Table(
@@ -379,7 +404,7 @@ adjudication = sa.Table(
     _json("value"),
     _text("outcome"),  # human_right | model_right | ambiguous
     _text("reason"),
-    sa.Column("revealed", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("revealed", sa.Boolean, nullable=False, server_default=sa.text("false")),
     _time("created_at"),
 )
 sa.Index("ix_adjudication_task", adjudication.c.task_id)

@@ -1,22 +1,26 @@
 """The JSON interface: claim, keep, answer. Pages, AI judges and other programs use the same."""
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.routing import Route
 
 from prefloop.labels import queue
 from prefloop.labels.people import change_preferences
 from prefloop.labels.reading import MOST_OWN, own_judgements, shown_task
 from prefloop.web.limits import limit
-from prefloop.web.security import Visitor, scoped
+from prefloop.web.security import Visitor, need_scope, scoped, visitor
 from prefloop.web.store import database_of, read, write
 
 router = APIRouter(prefix="/api/v1")
 Reading = Annotated[Visitor, Depends(scoped("tasks:read"))]
 Judging = Annotated[Visitor, Depends(scoped("judge:write"))]
+M = TypeVar("M", bound=BaseModel)
 
 
 class Body(BaseModel):
@@ -49,16 +53,20 @@ class ReviseBody(queue.Submission):
     client_uuid: str = Field(min_length=8, max_length=64)
 
 
-@router.post("/tasks/claim", response_model=None)
-async def claim(request: Request, asking: Judging, body: ClaimBody) -> Response | dict[str, Any]:
+async def claim(request: Request) -> Response:
     """The next task, as it is to be shown; 204 when nothing is left."""
+    asking = await visitor(request)
+    need_scope(asking, "judge:write")
     limit(request, "claim", asking.person.id)
+    body = await _body(request, ClaimBody)
     now = database_of(request).now()
-    held = await write(request, lambda connection: queue.claim(connection, now, body.project, asking.person))
-    if held is None:
-        return Response(status_code=204)
-    task = await read(request, lambda connection: shown_task(connection, held))
-    return {"lease": _lease(held), "task": task}
+
+    def work(connection: sa.Connection) -> dict[str, Any] | None:
+        held = queue.claim(connection, now, body.project, asking.person)
+        return None if held is None else {"lease": _lease(held), "task": shown_task(connection, held)}
+
+    given = await write(request, work)
+    return Response(status_code=204) if given is None else JSONResponse(given)
 
 
 @router.post("/leases/{token}/heartbeat")
@@ -75,14 +83,17 @@ async def save_draft(request: Request, asking: Judging, token: str, body: DraftB
     await write(request, lambda connection: queue.save_draft(connection, token, asking.person, body.draft))
 
 
-@router.post("/leases/{token}/submit")
-async def submit(request: Request, asking: Judging, token: str, body: queue.Submission) -> dict[str, Any]:
+async def submit(request: Request) -> Response:
     """Stores an answer; the same again is the same answer."""
+    asking = await visitor(request)
+    need_scope(asking, "judge:write")
     limit(request, "submit", asking.person.id)
+    token, body = request.path_params["token"], await _body(request, queue.Submission)
     now = database_of(request).now()
-    return _stored(
-        await write(request, lambda connection: queue.submit(connection, now, token, asking.person, body))
+    stored = await write(
+        request, lambda connection: queue.submit(connection, now, token, asking.person, body)
     )
+    return JSONResponse(_stored(stored))
 
 
 @router.post("/leases/{token}/skip")
@@ -136,6 +147,21 @@ async def revise(request: Request, asking: Judging, judgement_id: int, body: Rev
         return queue.revise(connection, now, judgement_id, asking.person, said, body.client_uuid)
 
     return _stored(await write(request, work))
+
+
+MOST_ASKED = (
+    Route("/api/v1/tasks/claim", claim, methods=["POST"]),
+    Route("/api/v1/leases/{token}/submit", submit, methods=["POST"]),
+)
+"""Plain routes, which come before all others: what injects and checks arguments takes longer than the store."""
+
+
+async def _body(request: Request, model: type[M]) -> M:
+    try:
+        return model.model_validate_json(await request.body())
+    except ValidationError as error:
+        places = [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)]
+        raise RequestValidationError(places) from error
 
 
 def _lease(held: queue.Lease) -> dict[str, Any]:

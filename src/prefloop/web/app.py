@@ -21,6 +21,7 @@ from prefloop.labels.errors import ConsentNeeded, LabelError
 from prefloop.web import api, guard, pages
 from prefloop.web.limits import Limits, TooMany, Windows
 from prefloop.web.outgoing import webhook_sender
+from prefloop.web.visitors import Visitors
 
 HERE = Path(__file__).parent
 DELIVER_EVERY_S = 5.0
@@ -48,6 +49,8 @@ def create_app(database: Database, options: WebOptions) -> FastAPI:
     app.state.database = database
     app.state.options = options
     app.state.windows = Windows(options.limits)
+    app.state.visitors = Visitors(database)
+    app.router.routes.extend(api.MOST_ASKED)
     app.include_router(api.router)
     for router in pages.ROUTERS:
         app.include_router(router)

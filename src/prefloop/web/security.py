@@ -18,6 +18,7 @@ from prefloop.labels.people import Person, person_of
 from prefloop.web.guard import SAFE_METHODS
 from prefloop.web.limits import Limits
 from prefloop.web.store import database_of, read, write
+from prefloop.web.visitors import Visitors
 
 __all__ = [
     "COOKIE",
@@ -65,24 +66,41 @@ async def visitor(request: Request) -> Visitor:
     """The person behind a request. Raises Unauthorised, and Forbidden for an unsafe request without its CSRF token."""
     header = request.headers.get("authorization", "")
     if header.lower().startswith("bearer "):
-        return await _by_api_token(request, header[7:].strip())
+        if not request.url.path.startswith("/api/"):
+            raise Forbidden("API tokens open what is under /api/; log in to see pages")
+        return await _remembered(request, "token", header[7:].strip(), _by_api_token)
     token = session_token(request)
     if not token:
         raise Unauthorised("log in first")
+    asking = await _remembered(request, "session", token, _by_session)
+    if request.method not in SAFE_METHODS:
+        await check_csrf(request, asking.csrf)
+    return asking
+
+
+async def _remembered(
+    request: Request, kind: str, token: str, find: Callable[[Request, str], Awaitable[Visitor]]
+) -> Visitor:
+    visitors: Visitors[Visitor] = request.app.state.visitors
+    key = f"{kind}/{token_hash(token)}"  # a cookie is no API token, and the other way round
+    if (known := visitors.get(key)) is not None:
+        return known
+    asking = await find(request, token)
+    visitors.put(key, asking)
+    return asking
+
+
+async def _by_session(request: Request, token: str) -> Visitor:
     now = database_of(request).now()
     row = await read(request, lambda connection: accounts.find_session(connection, now, token))
     if row is None:
         raise Unauthorised("your session has ended; log in again")
-    if request.method not in SAFE_METHODS:
-        await check_csrf(request, row.csrf)
     if now - row.seen_at > accounts.SEEN_EVERY_MS:
         await write(request, lambda connection: accounts.touch_session(connection, now, token))
     return Visitor(person_of(row), row.csrf, opened_by=row.opened_by, opened_at=row.opened_at)
 
 
 async def _by_api_token(request: Request, token: str) -> Visitor:
-    if not request.url.path.startswith("/api/"):
-        raise Forbidden("API tokens open what is under /api/; log in to see pages")
     now = database_of(request).now()
     row = await read(request, lambda connection: tokens.find_token(connection, now, token))
     if row is None:

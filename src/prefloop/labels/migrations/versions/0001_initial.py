@@ -72,6 +72,7 @@ def upgrade() -> None:
         sa.Column("config", sa.Text(), server_default="{}", nullable=False),
         sa.Column("config_source", sa.Text(), server_default="", nullable=False),
         sa.Column("guideline_version", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("cursor_version", sa.Integer(), server_default="0", nullable=False),
         sa.Column("state", sa.Text(), server_default="open", nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_project")),
@@ -188,6 +189,10 @@ def upgrade() -> None:
         sa.Column("consent_version", sa.Text(), server_default="", nullable=False),
         sa.Column("qualification", sa.Text(), server_default="none", nullable=False),
         sa.Column("served", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("cursor_priority", sa.Float(), nullable=True),
+        sa.Column("cursor_ordinal", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("cursor_version", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("cursor_since", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(["annotator_id"], ["annotator.id"], name=op.f("fk_member_annotator_id")),
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_member_project_id")),
         sa.PrimaryKeyConstraint("project_id", "annotator_id", name=op.f("pk_member")),
@@ -282,20 +287,21 @@ def upgrade() -> None:
         sa.Column("reward_confidence", sa.Float(), nullable=True),
         sa.Column("state", sa.Text(), server_default="open", nullable=False),
         sa.Column("guideline_version", sa.Integer(), server_default="0", nullable=False),
-        sa.Column("is_gold", sa.Boolean(), server_default=sa.text("0"), nullable=False),
-        sa.Column("is_sensitive", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("is_gold", sa.Boolean(), server_default=sa.text("(false)"), nullable=False),
+        sa.Column("is_sensitive", sa.Boolean(), server_default=sa.text("(false)"), nullable=False),
         sa.Column("repeat_of", sa.Text(), nullable=True),
         sa.Column("for_annotator", sa.Text(), nullable=True),
         sa.Column("author_id", sa.Text(), nullable=True),
         sa.Column("skill", sa.Text(), server_default="", nullable=False),
         sa.Column("lang", sa.Text(), server_default="", nullable=False),
         sa.Column("expires_with_policy", sa.Text(), server_default="", nullable=False),
-        sa.Column("not_before", sa.BigInteger(), nullable=True),
+        sa.Column("not_before", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("valid", sa.Integer(), server_default="0", nullable=False),
         sa.Column("leased", sa.Integer(), server_default="0", nullable=False),
         sa.Column("ai_valid", sa.Integer(), server_default="0", nullable=False),
         sa.Column("ai_leased", sa.Integer(), server_default="0", nullable=False),
         sa.Column("skips", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("reopened_at", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("done_at", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(["author_id"], ["annotator.id"], name=op.f("fk_task_author_id")),
@@ -309,16 +315,26 @@ def upgrade() -> None:
     with op.batch_alter_table("task", schema=None) as batch_op:
         batch_op.create_index(
             "ix_task_for_annotator",
-            ["for_annotator"],
+            ["for_annotator", "project_id", "not_before", "ordinal"],
             unique=False,
-            sqlite_where=sa.text("for_annotator IS NOT NULL"),
+            sqlite_where=sa.text("state = 'open' AND for_annotator IS NOT NULL AND overlap > valid + leased"),
+            postgresql_where=sa.text(
+                "state = 'open' AND for_annotator IS NOT NULL AND overlap > valid + leased"
+            ),
         )
         batch_op.create_index(
             "ix_task_gold",
-            ["project_id"],
+            ["project_id", "ordinal"],
             unique=False,
             sqlite_where=sa.text("is_gold"),
             postgresql_where=sa.text("is_gold"),
+        )
+        batch_op.create_index(
+            "ix_task_reopened",
+            ["project_id", "reopened_at"],
+            unique=False,
+            sqlite_where=sa.text("reopened_at IS NOT NULL"),
+            postgresql_where=sa.text("reopened_at IS NOT NULL"),
         )
         batch_op.create_index(
             "ix_task_room_ai",
@@ -354,7 +370,7 @@ def upgrade() -> None:
         sa.Column("value", JSON, nullable=True),
         sa.Column("outcome", sa.Text(), server_default="", nullable=False),
         sa.Column("reason", sa.Text(), server_default="", nullable=False),
-        sa.Column("revealed", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("revealed", sa.Boolean(), server_default=sa.text("(false)"), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(
             ["annotator_id"], ["annotator.id"], name=op.f("fk_adjudication_annotator_id")
@@ -432,6 +448,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("judgement", schema=None) as batch_op:
         batch_op.create_index("ix_judgement_annotator", ["annotator_id", "id"], unique=False)
+        batch_op.create_index("ix_judgement_day", ["annotator_id", "created_at"], unique=False)
         batch_op.create_index("ix_judgement_project", ["project_id", "id"], unique=False)
 
     op.create_table(

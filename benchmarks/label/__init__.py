@@ -1,0 +1,1 @@
+"""The labelling app under load: many annotators, kill -9, PostgreSQL, a million judgements."""

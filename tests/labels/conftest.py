@@ -1,0 +1,74 @@
+"""Label stores for tests: an SQLite file that is a copy of a migrated one, and databases of a throw-away PostgreSQL."""
+
+import itertools
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # benchmarks are a package beside src that nobody installs
+
+from benchmarks.label import postgres  # noqa: E402
+
+from labels.small_store import QUICK, SmallStore  # noqa: E402
+from prefloop.labels.database import open_database  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory) -> Path:
+    """An empty store; migrating takes longer than most tests."""
+    path = tmp_path_factory.mktemp("labels") / "labels.sqlite"
+    open_database(str(path)).close()
+    return path
+
+
+@pytest.fixture
+def quick_folder() -> Iterator[Path]:
+    """Gone after the test, like the usual one, but without a disk."""
+    with tempfile.TemporaryDirectory(dir=QUICK) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def store(quick_folder, migrated_file) -> Iterator[SmallStore]:
+    """An empty SQLite store with a clock of its own."""
+    path = quick_folder / "labels.sqlite"
+    shutil.copy(migrated_file, path)
+    with SmallStore.at(str(path)) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    if postgres.programs() is None:
+        pytest.skip("PostgreSQL is not installed")
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    with postgres.cluster(settings=["fsync=off"]) as url:
+        yield url
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def postgres_url(postgres_server) -> Iterator[str]:
+    """An empty database on a server of our own."""
+    with postgres.new_database(postgres_server, f"labels_{next(_numbers)}") as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_store(postgres_url) -> Iterator[SmallStore]:
+    """An empty PostgreSQL store with a clock of its own."""
+    with SmallStore.at(postgres_url) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def any_store(request) -> SmallStore:
+    """The same test on both databases."""
+    return request.getfixturevalue("store" if request.param == "sqlite" else "postgres_store")
