@@ -18,6 +18,8 @@ BELIEVED_S = 2.0
 MOST = 10_000
 REVOKING = ("annotator", "session", "api_token")
 """Tables that say who may come in."""
+TOUCHES = ("UPDATE session SET seen_at=", "UPDATE api_token SET used_at=")
+"""What only notes that somebody came."""
 
 
 class Visitors(Generic[V]):
@@ -47,7 +49,7 @@ class Visitors(Generic[V]):
             self._known.clear()
 
     def _watch(self, connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        if statement[0] == "S":  # SELECT, by far the most
+        if statement[0] == "S" or statement.startswith(TOUCHES):  # by far the most are SELECTs
             return
         words = statement.split(None, 3)
         if words[0] in ("UPDATE", "DELETE") and words[1 if words[0] == "UPDATE" else 2] in REVOKING:
