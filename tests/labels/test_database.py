@@ -18,6 +18,7 @@ from prefloop.interfaces import InputError, Unavailable
 from prefloop.labels import database, schema
 from prefloop.labels.database import Database, open_database, the_only_server
 from prefloop.labels.schema import setting
+from prefloop.labels.writer import MOST_IN_A_COMMIT
 
 
 def put(key: str):
@@ -86,7 +87,7 @@ def test_requests_that_wait_are_committed_together(store):
     commits = []
     sa.event.listen(opened.engine, "commit", lambda connection: commits.append(1))
     with held_writer(opened):
-        futures = [opened.write_soon(put(f"key {number}")) for number in range(3 * database.MOST_IN_A_COMMIT)]
+        futures = [opened.write_soon(put(f"key {number}")) for number in range(3 * MOST_IN_A_COMMIT)]
     for one in futures:
         one.result()
     assert len(commits) == 1 + 3

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from prefloop.labels import database
-from prefloop.labels.database import TryAgain
+from prefloop.labels.faults import TryAgain
 from prefloop.labels.people import Person
 from prefloop.labels.projects import MINUTE_MS, Kind, ProjectConfig
 from prefloop.labels.publish import project_config

@@ -6,60 +6,36 @@ SQLite's lock, and one commit a request costs a disk flush each. PostgreSQL has 
 """
 
 import contextlib
-import queue
 import random
 import secrets
 import sqlite3
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from prefloop.interfaces import InputError, Unavailable
 from prefloop.labels import audit, schema
+from prefloop.labels.faults import TryAgain, told_plainly
+from prefloop.labels.writer import Work, Writer
 
 T = TypeVar("T")
-Work = Callable[[sa.Connection], T]
-
-MOST_IN_A_COMMIT = 64
 RETRIES = 8
 """Of a transaction that gave way to another one."""
 FIRST_PAUSE_S = 0.01
 """How long it waits at most before it begins anew; twice as long each time."""
-RETRIED_STATES = frozenset({"40001", "40P01"})
-"""Of PostgreSQL: serialisation failure, deadlock."""
-POSTGRES_OUT_OF_ORDER = frozenset({"08", "53", "57", "58"})
-"""Classes of its errors: no connection, no disk or memory, shut down, input and output."""
-SQLITE_OUT_OF_ORDER = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_READONLY,
-    }
-)
 CONNECT_SECONDS = 10
 CACHE = "cache_size=-16384"
 """Of a connection, in KiB."""
 BUSY_SECONDS = 30
 """How long a process waits for another one that writes to the same SQLite file."""
-
-
-class TryAgain(Unavailable):
-    """What was wanted is being changed by others at this moment; `Database.write` begins anew a few times."""
 
 
 class Database:
@@ -71,7 +47,7 @@ class Database:
         self._clock = clock
         # the server's clock rules where there is a server: hosts may differ, and all of them hand out leases
         self._ahead = 0.0 if self.is_sqlite or clock is not time.time else _seconds_ahead(engine)
-        self._writer = _Writer(engine) if self.is_sqlite else None
+        self._writer = Writer(engine) if self.is_sqlite else None
 
     def now(self) -> int:
         """Milliseconds since 1970, by the one clock that leases are measured with."""
@@ -96,7 +72,7 @@ class Database:
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[sa.Connection]:
         """A connection that sees one state of the store for as long as it is open."""
-        with _told_plainly(), self.engine.connect() as connection:
+        with told_plainly(), self.engine.connect() as connection:
             if not self.is_sqlite:
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():
@@ -110,40 +86,11 @@ class Database:
 
     def _write_retrying(self, work: Work[T]) -> T:
         for attempt in range(RETRIES):
-            with contextlib.suppress(TryAgain), _told_plainly(), self.engine.begin() as connection:
+            with contextlib.suppress(TryAgain), told_plainly(), self.engine.begin() as connection:
                 return work(connection)
             time.sleep(random.uniform(0, FIRST_PAUSE_S * 2**attempt))
-        with _told_plainly(), self.engine.begin() as connection:
+        with told_plainly(), self.engine.begin() as connection:
             return work(connection)
-
-
-@contextlib.contextmanager
-def _told_plainly() -> Iterator[None]:
-    """Raises TryAgain for a transaction that gave way to another one, Unavailable for a store that cannot be reached."""
-    try:
-        yield
-    except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) in RETRIED_STATES:
-            raise TryAgain("others were writing the same at this moment; try again") from error
-        if error.connection_invalidated or _is_out_of_order(error):
-            raise _unavailable(error) from error
-        raise
-    except PoolTimeout as error:
-        raise Unavailable("the label store has too much to do; try again in a moment") from error
-
-
-def _is_out_of_order(error: DBAPIError) -> bool:
-    """Whether the disk, the server or the way to it is to blame, and not the statement."""
-    code = getattr(error.orig, "sqlite_errorcode", None)
-    if code is not None:
-        return code & 0xFF in SQLITE_OUT_OF_ORDER
-    state = getattr(error.orig, "sqlstate", None) or ""
-    return isinstance(error, OperationalError) and (not state or state[:2] in POSTGRES_OUT_OF_ORDER)
-
-
-def _unavailable(error: Exception) -> Unavailable:
-    reason = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
-    return Unavailable(f"the label store cannot be reached or written: {reason}")
 
 
 def _seconds_ahead(engine: sa.Engine) -> float:
@@ -152,112 +99,6 @@ def _seconds_ahead(engine: sa.Engine) -> float:
         before = time.time()
         there = connection.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one()
         return float(there) - (before + time.time()) / 2
-
-
-@dataclass(frozen=True)
-class _Request:
-    work: Work[Any]
-    future: "Future[Any]"
-
-
-class _Writer:
-    """One thread, one connection, many requests a commit."""
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
-        self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._is_closed = False
-        self._door = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="label-writer", daemon=True)
-        self._thread.start()
-
-    def submit(self, work: Work[T]) -> "Future[T]":
-        future: Future[T] = Future()
-        with self._door:  # nothing may come after the end mark, where nobody would answer it
-            if self._is_closed:
-                raise Unavailable("the label store is being closed; try again when it is back")
-            self._queue.put(_Request(work, future))
-        return future
-
-    def close(self) -> None:
-        with self._door:
-            if not self._is_closed:
-                self._is_closed = True
-                self._queue.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        connection = None
-        while (batch := self._next_batch()) is not None:
-            # who has gone meanwhile, with a closed browser, asks for nothing any more
-            wanted = [one for one in batch if one.future.set_running_or_notify_cancel()]
-            try:
-                if connection is None:
-                    connection = self._engine.connect().execution_options(prefloop_writes=True)
-                outcomes = _committed(connection, wanted)
-            except BaseException as error:  # noqa: BLE001  whatever it is, nobody may wait for ever
-                told = (
-                    _unavailable(error)
-                    if isinstance(error, (SQLAlchemyError, sqlite3.Error, OSError))
-                    else error
-                )
-                outcomes = [(None, told)] * len(wanted)
-                connection = _thrown_away(connection)  # in whatever transaction it was
-            for one, (result, error) in zip(wanted, outcomes, strict=True):
-                if error is None:
-                    one.future.set_result(result)
-                else:
-                    one.future.set_exception(error)
-        _thrown_away(connection)
-
-    def _next_batch(self) -> list[_Request] | None:
-        """What waits, up to a limit; None when the writer is closed."""
-        if (first := self._queue.get()) is None:
-            return None
-        batch = [first]
-        with contextlib.suppress(queue.Empty):
-            while len(batch) < MOST_IN_A_COMMIT:
-                if (one := self._queue.get_nowait()) is None:
-                    self._queue.put(None)  # close after this batch
-                    break
-                batch.append(one)
-        return batch
-
-
-Outcome = tuple[Any, BaseException | None]
-
-
-def _committed(connection: sa.Connection, batch: list[_Request]) -> list[Outcome]:
-    """What became of each request, once that is on the disk. Raises where nothing of the batch is."""
-    with connection.begin():
-        # straight to the driver: savepoints of SQLAlchemy cost as much as two statements each
-        raw = connection.connection.dbapi_connection
-        assert isinstance(raw, sqlite3.Connection)
-        return [_outcome(connection, raw, one.work) for one in batch]
-
-
-def _thrown_away(connection: sa.Connection | None) -> None:
-    if connection is not None:
-        with contextlib.suppress(SQLAlchemyError):
-            connection.invalidate()
-        connection.close()
-
-
-def _outcome(connection: sa.Connection, raw: sqlite3.Connection, work: Work[Any]) -> Outcome:
-    """What the work returns, or raises; then nothing of it is kept. Raises where nothing of the batch is."""
-    raw.execute("SAVEPOINT request")
-    try:
-        result = work(connection)
-    except BaseException as error:
-        if not raw.in_transaction:  # where the disk is full, SQLite may have rolled back everybody
-            raise
-        raw.execute("ROLLBACK TO request")
-        raw.execute("RELEASE request")
-        if isinstance(error, DBAPIError) and _is_out_of_order(error):
-            return None, _unavailable(error)
-        return None, error
-    raw.execute("RELEASE request")
-    return result, None
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------
