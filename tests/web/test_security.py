@@ -1,12 +1,14 @@
 """Who may do what: every route of the app is tried by strangers, other sites, programs and people of a lower role."""
 
 import re
+import tempfile
 
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
 
 from prefloop.labels import accounts, people, queue, tokens
+from prefloop.labels.database import open_database
 from prefloop.labels.schema import api_token
 from prefloop.web import security
 from prefloop.web.app import WebOptions, create_app
@@ -51,7 +53,8 @@ def routes_of(app: FastAPI) -> list[tuple[str, str]]:
     return sorted(set(found))
 
 
-ROUTES = routes_of(create_app(None, WebOptions()))  # type: ignore[arg-type]  nothing is asked of the store yet
+with tempfile.TemporaryDirectory() as folder:  # nothing is asked of this store
+    ROUTES = routes_of(create_app(open_database(f"{folder}/labels.sqlite"), WebOptions()))
 UNSAFE = [(method, path) for method, path in ROUTES if method not in SAFE_METHODS]
 
 
