@@ -4,8 +4,10 @@ import re
 
 import pytest
 import sqlalchemy as sa
+from argon2 import PasswordHasher
 
 from prefloop.labels import accounts, people
+from prefloop.labels.audit import entries
 from prefloop.labels.projects import ProjectConfig
 from prefloop.labels.schema import annotator, invite, judgement, login_link
 from prefloop.web import security
@@ -44,9 +46,15 @@ def test_the_answer_to_a_failed_login_does_not_tell_why(place):
     assert len(pages) == 1
 
 
-def test_a_password_of_older_parameters_is_hashed_anew_at_login(place):
-    from argon2 import PasswordHasher
+def test_the_audit_has_logins_that_worked_and_nothing_that_was_typed(place):
+    ann = place.person("Ann", password=PASSWORD)
+    log_in(place.browser(), "Ann", "a wrong password")
+    log_in(place.browser(), "Ann", PASSWORD)
+    noted = [(one.actor, one.action, one.object) for one in place.database.read(entries)]
+    assert noted == [("Ann", "session.open", ann.id), ("Ann", "password.set", ann.id)]
 
+
+def test_a_password_of_older_parameters_is_hashed_anew_at_login(place):
     ann = place.person("Ann")
     old = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
     place.database.write(lambda c: c.execute(sa.update(annotator).values(password_hash=old)))

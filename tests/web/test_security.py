@@ -37,8 +37,8 @@ PROMISED = {
 }
 
 
-def routes_of(app: FastAPI) -> list[tuple[str, str]]:
-    """Method and path of everything that the app answers, with something in the place of every parameter."""
+def templates_of(app: FastAPI) -> set[tuple[str, str]]:
+    """Method and path of everything that the app answers, parameters in braces."""
     found: list[tuple[str, str]] = []
 
     def walk(routes) -> None:
@@ -47,14 +47,16 @@ def routes_of(app: FastAPI) -> list[tuple[str, str]]:
             if inner is not None:
                 walk(inner.routes)
             elif hasattr(route, "methods"):
-                found.extend((method, re.sub(r"\{[^}]+\}", "1", route.path)) for method in route.methods)
+                found.extend((method, route.path) for method in route.methods)
 
     walk(app.routes)
-    return sorted(set(found))
+    return set(found)
 
 
 with tempfile.TemporaryDirectory() as folder:  # nothing is asked of this store
-    ROUTES = routes_of(create_app(open_database(f"{folder}/labels.sqlite"), WebOptions()))
+    TEMPLATES = templates_of(create_app(open_database(f"{folder}/labels.sqlite"), WebOptions()))
+ROUTES = sorted({(method, re.sub(r"\{[^}]+\}", "1", path)) for method, path in TEMPLATES})
+"""With something in the place of every parameter."""
 UNSAFE = [(method, path) for method, path in ROUTES if method not in SAFE_METHODS]
 
 
@@ -208,6 +210,30 @@ def test_nobody_touches_a_task_or_an_answer_of_another(place):
     again = bob.post(f"/api/v1/leases/{mine}/submit", json=answer)  # the same words, under the same token
     assert (again.status_code, place.everything()) == (404, before)
     assert ann.post(f"/api/v1/judgements/{stored}/revise", json=revision).status_code == 200
+
+
+def test_no_page_shows_a_task_or_an_answer_of_another(place):
+    place.project()
+    ann, bob = (place.logged_in(place.person(name, project="p")) for name in ("Ann", "Bob"))
+    claimed = [ann.post("/api/v1/tasks/claim", json={"project": "p"}).json()]
+    answered = claimed[0]["lease"]["token"]
+    stored = ann.post(f"/api/v1/leases/{answered}/submit", json={"value": {"strength": 2}}).json()[
+        "judgement_id"
+    ]
+    held = ann.post("/api/v1/tasks/claim", json={"project": "p"}).json()["lease"]["token"]
+    anns = {"{token}": held, "{judgement_id}": str(stored)}
+    tried = 0
+    for method, template in TEMPLATES:
+        if method == "GET" and any(name in template for name in anns):
+            path = template
+            for name, value in anns.items():
+                path = path.replace(name, value)
+            assert bob.get(path, params={"form": "raw"}).status_code == 404, path
+            assert ann.get(path, params={"form": "raw"}).status_code == 200, path
+            tried += 1
+    assert tried >= 2
+    for path in ("/history", "/api/v1/judgements/mine"):
+        assert "question" not in bob.get(path).text
 
 
 def test_an_answer_of_another_looks_like_one_that_is_not_there(place):

@@ -1,9 +1,14 @@
 """The server is not shown to a network before somebody is in charge of it."""
 
+import socket
+import threading
+import time
+
 import pytest
 import uvicorn
 
 from prefloop.interfaces import InputError
+from prefloop.web import guard
 from prefloop.web.serve import check_binding, is_loopback, uvicorn_options
 
 HTTPS = "https://label.example.org"
@@ -60,3 +65,23 @@ def test_only_a_proxy_on_this_machine_can_say_where_a_request_came_from(monkeypa
     monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
     config = uvicorn.Config("none", **uvicorn_options())
     assert set(config.forwarded_allow_ips.split(",")) <= {"127.0.0.1", "::1"}
+
+
+def test_who_falls_silent_in_the_middle_of_a_request_is_cut_off(place, monkeypatch):
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(place.app, port=port, log_level="error", **uvicorn_options()))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        head = (
+            "POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+        )
+        client.sendall((head + "Content-Length: 100\r\n\r\ncalled=a").encode())
+        assert client.recv(200).startswith(b"HTTP/1.1 408 ")
+    server.should_exit = True
+    thread.join()

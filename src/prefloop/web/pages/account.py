@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from prefloop.labels import accounts, people
+from prefloop.labels.audit import audit
 from prefloop.labels.errors import Conflict, Invalid, LabelError, NotFound
 from prefloop.labels.publish import project_config
 from prefloop.labels.schema import annotator, project, session
@@ -62,6 +63,7 @@ async def login(request: Request, called: Text = "", password: Text = "", next: 
             connection.execute(
                 sa.update(annotator).where(annotator.c.id == row.id).values(password_hash=verified.rehashed)
             )
+        audit(connection, now, row.id, "session.open", row.id)
         return accounts.open_session(connection, now, row.id)
 
     return await _come_in(request, await _with_new_session(request, work), security.local_path(next))
