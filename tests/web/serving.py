@@ -66,7 +66,9 @@ class Site:
 
     def judgements(self) -> list[sa.Row[Any]]:
         """All of them, in order."""
-        return self.database.read(lambda connection: list(connection.execute(sa.select(judgement).order_by("id"))))
+        return self.database.read(
+            lambda connection: list(connection.execute(sa.select(judgement).order_by("id")))
+        )
 
 
 def new_task(number: int, *texts: str, asked: str = "", **about: Any) -> NewTask:

@@ -151,7 +151,9 @@ def test_eight_rankings_of_five_by_keys_alone_are_stored_exactly(site, open_page
     orders = []
     for keys, _, _ in RANKINGS:
         token_of(page)
-        orders.append(["vwxyz".index(text.strip()[-1]) for text in page.locator(".answer .text").all_text_contents()])
+        orders.append(
+            ["vwxyz".index(text.strip()[-1]) for text in page.locator(".answer .text").all_text_contents()]
+        )
         for key in keys:
             page.keyboard.press(key)
         send(page)
@@ -179,7 +181,19 @@ def test_the_tab_key_reaches_everything_shows_where_it_is_and_leaves_the_page(si
         seen.append(page.evaluate(wait))
     reached = [name for name, _ in filter(None, seen)]
     assert seen.count(None) >= 2, f"no way out: {reached}"
-    assert {"skip", "flag", "raw", "diff", "highlight", "note", "undo", "save", "help", "submit", "focus_a"} <= set(reached)
+    assert {
+        "skip",
+        "flag",
+        "raw",
+        "diff",
+        "highlight",
+        "note",
+        "undo",
+        "save",
+        "help",
+        "submit",
+        "focus_a",
+    } <= set(reached)
     assert [name for name, is_visible in filter(None, seen) if not is_visible] == []
 
 
@@ -269,12 +283,16 @@ def test_a_double_click_and_a_held_enter_send_once(site, open_page):
     page.keyboard.press("2")
     wait_until_ready(page)
     page.dblclick("#submit")
-    page.wait_for_function("() => document.querySelector(\"[data-text='0']\").textContent.trim().endsWith(' 1')")
+    page.wait_for_function(
+        "() => document.querySelector(\"[data-text='0']\").textContent.trim().endsWith(' 1')"
+    )
     page.keyboard.press("7")
     wait_until_ready(page)
     page.evaluate("""for (let i = 0; i < 20; i += 1) document.body.dispatchEvent(new KeyboardEvent('keydown',
         {key: 'Enter', ctrlKey: true, repeat: i > 0, bubbles: true, cancelable: true}))""")
-    page.wait_for_function("() => document.querySelector(\"[data-text='0']\").textContent.trim().endsWith(' 2')")
+    page.wait_for_function(
+        "() => document.querySelector(\"[data-text='0']\").textContent.trim().endsWith(' 2')"
+    )
     page.wait_for_timeout(300)
     assert [one.task_id for one in of_tasks(site, ids)] == ids[:2]
 
@@ -380,7 +398,11 @@ def test_undo_makes_a_chain_of_revisions_until_the_freeze(site, open_page):
     def into_a_round(connection: sa.Connection) -> str:
         round_id = publish.open_round(connection, site.database.now(), project, 1)
         publish.publish_tasks(
-            connection, site.database.now(), project, [new_task(100, "zero 100", "one 100")], round_id=round_id
+            connection,
+            site.database.now(),
+            project,
+            [new_task(100, "zero 100", "one 100")],
+            round_id=round_id,
         )
         return round_id
 
@@ -395,7 +417,9 @@ def test_undo_makes_a_chain_of_revisions_until_the_freeze(site, open_page):
     send(page)
     for key in ("7", "t"):
         page.keyboard.press("u")
-        page.wait_for_function("() => JSON.parse(document.querySelector('#task-data')?.textContent ?? '{}').judgement > 0")
+        page.wait_for_function(
+            "() => JSON.parse(document.querySelector('#task-data')?.textContent ?? '{}').judgement > 0"
+        )
         page.keyboard.press(key)
         wait_until_ready(page)
         page.keyboard.press("Control+Enter")
@@ -406,7 +430,9 @@ def test_undo_makes_a_chain_of_revisions_until_the_freeze(site, open_page):
     assert [one.revision for one in chain] == [0, 1, 2]
     assert [one.supersedes for one in chain] == [None, chain[0].id, chain[1].id]
     page.keyboard.press("u")
-    page.wait_for_function("() => JSON.parse(document.querySelector('#task-data')?.textContent ?? '{}').judgement > 0")
+    page.wait_for_function(
+        "() => JSON.parse(document.querySelector('#task-data')?.textContent ?? '{}').judgement > 0"
+    )
     freeze = sa.update(round_).where(round_.c.id == round_id).values(state="frozen")
     site.database.write(lambda connection: connection.execute(freeze).rowcount)
     page.keyboard.press("3")
@@ -446,7 +472,9 @@ def test_history_goes_by_arrows_and_leads_back_after_a_change(site, open_page):
 def test_both_sides_appear_in_the_same_frame_and_wait_until_they_are_read(site, open_page):
     long = "A line of many words that goes on.\n\n" * 120
     tasks = [new_task(number, f"{long} zero {number}", f"short {number}") for number in range(2)]
-    project, token, ids = member(site, "kind: pairwise\ndwell: {least_s: 1, per_character_ms: 0, most_s: 1}", tasks)
+    project, token, ids = member(
+        site, "kind: pairwise\ndwell: {least_s: 1, per_character_ms: 0, most_s: 1}", tasks
+    )
     page = open_page(token, "/")
     page.add_init_script("""
         window.counts = new Set();
@@ -460,7 +488,9 @@ def test_both_sides_appear_in_the_same_frame_and_wait_until_they_are_read(site, 
     token_of(page)
     page.keyboard.press("1")
     long_side = "A" if "zero" in page.text_content("[data-text='0']") else "B"
-    page.wait_for_function(f"() => document.querySelector('#status').textContent === 'Read {long_side} to the end'")
+    page.wait_for_function(
+        f"() => document.querySelector('#status').textContent === 'Read {long_side} to the end'"
+    )
     page.keyboard.press("Control+Enter")
     page.evaluate("document.querySelector('#submit').click()")
     page.wait_for_timeout(200)
@@ -481,9 +511,13 @@ def test_time_counts_only_while_the_page_is_seen(site, open_page):
     page = open_page(token, f"/judge/{project}")
     token_of(page)
     page.wait_for_timeout(600)
-    page.evaluate("""Object.defineProperty(document, 'visibilityState', {value: 'hidden', configurable: true})""")
+    page.evaluate(
+        """Object.defineProperty(document, 'visibilityState', {value: 'hidden', configurable: true})"""
+    )
     page.wait_for_timeout(1500)
-    page.evaluate("""Object.defineProperty(document, 'visibilityState', {value: 'visible', configurable: true})""")
+    page.evaluate(
+        """Object.defineProperty(document, 'visibilityState', {value: 'visible', configurable: true})"""
+    )
     page.keyboard.press("1")
     send(page)
     assert 500 <= of_tasks(site, ids)[0].active_ms <= 1900
@@ -710,7 +744,9 @@ KINDS = {
 
 
 def faults(page: Any) -> list[str]:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+    )
     found = axe.Axe().run(page).response["violations"]
     return [
         f"{one['id']}: {node['html'][:120]} {node['failureSummary']}"
@@ -747,7 +783,9 @@ def test_tools_for_the_blind_find_no_serious_fault_in_a_task(site, open_page, ki
 def test_tools_for_the_blind_find_no_serious_fault_around_the_tasks(site, open_page):
     project, token, _ = member(site, "kind: pairwise", pairs(1), guidelines="# Be fair\n\nAnd kind.")
     site.database.write(
-        lambda connection: publish.publish_guidelines(connection, site.database.now(), project, "# Be fair\n\nKinder.")
+        lambda connection: publish.publish_guidelines(
+            connection, site.database.now(), project, "# Be fair\n\nKinder."
+        )
     )
     for scheme in ("light", "dark"):
         page = open_page(token, "/", color_scheme=scheme, locale="zh-CN" if scheme == "dark" else "en-US")
@@ -789,7 +827,9 @@ def test_an_answer_outlives_the_session_that_it_was_made_in(site, open_page):
     page.keyboard.press("2")
     wait_until_ready(page)
     (held,) = site.database.read(
-        lambda connection: connection.execute(sa.select(lease.c.annotator_id).where(lease.c.token == before)).all()
+        lambda connection: connection.execute(
+            sa.select(lease.c.annotator_id).where(lease.c.token == before)
+        ).all()
     )
     ended = sa.delete(session).where(session.c.annotator_id == held.annotator_id)
     site.database.write(lambda connection: connection.execute(ended).rowcount)

@@ -23,7 +23,9 @@ from prefloop.web.security import open_session
 from web.serving import AT_ONCE, COOKIE, POLICIES, new_task
 
 URL = "http://testserver"
-BLIND = f"kind: pairwise\noverlap: 2\ngold_share: 0.5\nrepeat_share: 0.5\nrepeat_after_hours: 0\ndwell: {AT_ONCE}"
+BLIND = (
+    f"kind: pairwise\noverlap: 2\ngold_share: 0.5\nrepeat_share: 0.5\nrepeat_after_hours: 0\ndwell: {AT_ONCE}"
+)
 
 
 @pytest.fixture
@@ -81,7 +83,11 @@ def answer(client: TestClient, token: str, value: dict, **more):
 
 
 def test_four_hundred_places_are_exactly_counterbalanced(database):
-    ids = add(database, f"overlap: 2\ngold_share: 0\nrepeat_share: 0\ndwell: {AT_ONCE}", [new_task(n, "0", "1") for n in range(200)])
+    ids = add(
+        database,
+        f"overlap: 2\ngold_share: 0\nrepeat_share: 0\ndwell: {AT_ONCE}",
+        [new_task(n, "0", "1") for n in range(200)],
+    )
 
     def judge_all(connection: sa.Connection) -> dict[str, list[tuple[int, ...]]]:
         orders: dict[str, list[tuple[int, ...]]] = {}
@@ -102,7 +108,11 @@ def test_four_hundred_places_are_exactly_counterbalanced(database):
 
 
 def test_what_is_stored_is_about_the_texts_as_they_stood_on_the_page(app, database):
-    add(database, f"overlap: 2\ngold_share: 0\nrepeat_share: 0\ndwell: {AT_ONCE}", [new_task(n, f"zero {n}", f"one {n}") for n in range(16)])
+    add(
+        database,
+        f"overlap: 2\ngold_share: 0\nrepeat_share: 0\ndwell: {AT_ONCE}",
+        [new_task(n, f"zero {n}", f"one {n}") for n in range(16)],
+    )
     lefts: Counter[str] = Counter()
     for name in ("Ada", "Bob"):
         client, _ = log_in(app, database, name)
@@ -146,7 +156,11 @@ def test_nothing_that_reaches_a_client_tells_policies_scores_gold_or_repeats(app
         token = found[1]
         claimed = client.post("/api/v1/tasks/claim", json={"project": "p"})
         assert claimed.json()["lease"]["token"] == token
-        seen += [piece, claimed, *(client.get(f"/judge/leases/{token}/texts?form={form}") for form in ("raw", "diff"))]
+        seen += [
+            piece,
+            claimed,
+            *(client.get(f"/judge/leases/{token}/texts?form={form}") for form in ("raw", "diff")),
+        ]
         done = answer(client, token, {"strength": 3})
         judged = last_judgement(database)
         seen += [done, client.get(f"/history/{judged.id}/task")]
@@ -157,14 +171,16 @@ def test_nothing_that_reaches_a_client_tells_policies_scores_gold_or_repeats(app
     texts = [one.text + repr(dict(one.headers)) for one in seen]
     secrets = (*POLICIES, "0.123456", "0.654321", "0.777", "telling", "gold", "repeat", "completion_id", *ids)
     assert [word for text in texts for word in secrets if word in text] == []
-    assert {re.sub(r"[0-9a-f]{32}", "…", str(sorted(one.headers))) for one in seen if "/next" in str(one.url)} == {
-        str(sorted(piece.headers))
-    }
+    assert {
+        re.sub(r"[0-9a-f]{32}", "…", str(sorted(one.headers))) for one in seen if "/next" in str(one.url)
+    } == {str(sorted(piece.headers))}
 
 
 def strategy_of(database: Database, task_id: str) -> str:
     return database.read(
-        lambda connection: connection.execute(sa.select(task.c.strategy).where(task.c.id == task_id)).scalar_one()
+        lambda connection: connection.execute(
+            sa.select(task.c.strategy).where(task.c.id == task_id)
+        ).scalar_one()
     )
 
 
@@ -188,13 +204,19 @@ def test_rounding_goes_up(waiting, told):
 
 
 def test_history_has_the_last_fifty_of_ones_own_and_nobody_elses(app, database):
-    add(database, f"kind: pairwise\noverlap: 2\ngold_share: 0\ndwell: {AT_ONCE}", [new_task(n, "a", "b") for n in range(52)])
+    add(
+        database,
+        f"kind: pairwise\noverlap: 2\ngold_share: 0\ndwell: {AT_ONCE}",
+        [new_task(n, "a", "b") for n in range(52)],
+    )
     ada, person = log_in(app, database, "Ada")
     bob, _ = log_in(app, database, "Bob")
 
     def judge_all(connection: sa.Connection) -> None:
         while (held := queue.claim(connection, database.now(), "p", person)) is not None:
-            queue.submit(connection, database.now(), held.token, person, queue.Submission(value={"strength": 1}))
+            queue.submit(
+                connection, database.now(), held.token, person, queue.Submission(value={"strength": 1})
+            )
 
     database.write(judge_all)
     answer(bob, next_task(bob)[0]["token"], {"strength": 1})
@@ -234,7 +256,8 @@ def test_a_frozen_answer_is_shown_with_the_reason_and_stays(app, database):
     piece = client.get(f"/history/{stored['judgement_id']}/task").text
     assert "This answer is frozen" in piece and 'id="submit"' not in piece
     revised = client.post(
-        f"/api/v1/judgements/{stored['judgement_id']}/revise", json={"client_uuid": "u" * 16, "value": {"strength": 8}}
+        f"/api/v1/judgements/{stored['judgement_id']}/revise",
+        json={"client_uuid": "u" * 16, "value": {"strength": 8}},
     )
     assert revised.status_code == 423
     assert "frozen" in revised.json()["error"]
@@ -252,7 +275,9 @@ def test_changed_guidelines_come_before_the_next_task_and_not_before_the_held_on
     assert claimed.status_code == 403 and "version 1" in claimed.json()["error"]
     assert client.post("/judge/p/guidelines", json={"version": 1}).status_code == 204
     data, _, _ = next_task(client)
-    database.write(lambda connection: publish.publish_guidelines(connection, database.now(), "p", "Be fair and kind."))
+    database.write(
+        lambda connection: publish.publish_guidelines(connection, database.now(), "p", "Be fair and kind.")
+    )
     assert next_task(client)[0]["token"] == data["token"]
     answer(client, data["token"], {"strength": 1})
     data, _, piece = next_task(client)
@@ -296,7 +321,10 @@ def test_the_language_is_kept_and_leads_back_to_our_own_pages_only(app, database
 def test_chosen_keys_are_kept_and_come_back_with_the_page(app, database):
     add(database, "", [])
     client, _ = log_in(app, database, "Ada")
-    assert client.put("/api/v1/me/preferences", json={"keys": {"tie": "0"}, "single_keys": False}).status_code == 204
+    assert (
+        client.put("/api/v1/me/preferences", json={"keys": {"tie": "0"}, "single_keys": False}).status_code
+        == 204
+    )
     page = client.get("/judge/p").text
     about = json.loads(re.search(r'id="about">(.*?)</script>', page)[1])  # type: ignore[index]
     assert (about["keys"], about["single_keys"]) == ({"tie": "0"}, False)

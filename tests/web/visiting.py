@@ -1,8 +1,10 @@
 """Browsers and programs that visit a labelling app of a test: one app over a store with a clock that the test turns."""
 
 import dataclasses
+import functools
 import hashlib
 import re
+import tempfile
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -99,10 +101,22 @@ class Place:
         return self.database.read(read)
 
 
+@functools.cache
+def empty_store() -> bytes:
+    """An SQLite store as it is made, which takes longer than to copy it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "labels.sqlite"
+        open_database(str(path)).close()
+        return path.read_bytes()
+
+
 def open_place(folder: Path, options: WebOptions | None = None) -> Place:
     """A new app over a new store."""
     clock = Clock()
-    database = open_database(str(folder / "labels.sqlite"), clock=clock)
+    path = folder / "labels.sqlite"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(empty_store())
+    database = open_database(str(path), clock=clock)
     return Place(create_app(database, options or WebOptions()), database, clock)
 
 
