@@ -19,11 +19,17 @@ RANKED = [
     {"groups": [[2], [0, 1]], "unrankable": []},
     {"groups": [[1]], "unrankable": [0, 2]},
 ]
-STEPPED = [{"strength": 8, "labels": ["correct", "unsure"]}, {"labels": ["incorrect", "correct"]}, {"verdict": "tie"}]
+STEPPED = [
+    {"strength": 8, "labels": ["correct", "unsure"]},
+    {"labels": ["incorrect", "correct"]},
+    {"verdict": "tie"},
+]
 
 
 @pytest.mark.parametrize("presented", [(0, 1), (1, 0)])
-@pytest.mark.parametrize(("kind", "said"), [*(("pairwise", one) for one in PAIRWISE), *(("steps", one) for one in STEPPED)])
+@pytest.mark.parametrize(
+    ("kind", "said"), [*(("pairwise", one) for one in PAIRWISE), *(("steps", one) for one in STEPPED)]
+)
 def test_two_texts_either_way_round(kind, said, presented):
     assert said_value(kind, stored_value(kind, said, presented, CONFIG), presented) == said
 
@@ -37,7 +43,9 @@ def test_rankings_in_every_order(said, presented):
 def test_a_form_and_an_edit_are_about_one_text_and_stay():
     form = {"ratings": {"overall": 6}, "flags": {"opinion": True}}
     assert said_value("form", stored_value("form", form, (0,), CONFIG), (0,)) == form
-    assert said_value("edit", stored_value("edit", {"text": "Better."}, (0,), CONFIG), (0,)) == {"text": "Better."}
+    assert said_value("edit", stored_value("edit", {"text": "Better."}, (0,), CONFIG), (0,)) == {
+        "text": "Better."
+    }
 
 
 def test_the_strip_turns_with_the_texts():

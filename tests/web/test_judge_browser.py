@@ -1,11 +1,7 @@
-"""Judging in a real browser: by keys alone, against double and lost sending, with input methods, at every size."""
+"""Judging in a real browser: by keys alone, exactly one judgement whatever happens, with input methods, undo."""
 
-import itertools
-import json
 import re
 import time
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -13,96 +9,12 @@ import sqlalchemy as sa
 from prefloop.labels import publish
 from prefloop.labels.schema import lease, round_, session
 from prefloop.web.security import open_session
-from web.serving import AT_ONCE, CHROMIUM, COOKIE, NO_BROWSER, Site, new_task, serving
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+from web import judging
+from web.judging import member, of_tasks, pairs, send, token_of, wait_for_next, wait_until_ready
+from web.serving import COOKIE, NO_BROWSER, new_task
 
 pytestmark = [pytest.mark.browser, NO_BROWSER]
-DESKTOP = {"width": 1440, "height": 900}
-PHONE = {"width": 375, "height": 667}
-ZOOMED = {"width": 720, "height": 450}
-"""1440 x 900 at 200 %."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Iterator[Site]:
-    with serving(tmp_path_factory.mktemp("labels")) as running:
-        yield running
-
-
-@pytest.fixture
-def open_page(browser, site) -> Iterator[Any]:
-    """Opens a page of somebody's; an error in a script fails the test."""
-    errors: list[str] = []
-    contexts = []
-
-    def opened(token: str, path: str, *, viewport: dict[str, int] = DESKTOP, **about: Any) -> Any:
-        context = browser.new_context(viewport=viewport, reduced_motion="reduce", **about)
-        context.set_default_timeout(10_000)
-        context.add_cookies([{"name": COOKIE, "value": token, "url": site.url}])
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(site.url + path)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert errors == []
-
-
-names = itertools.count()
-
-
-def member(site: Site, config: str, tasks: list, **about: Any) -> tuple[str, str, list[str]]:
-    """A project of its own with one annotator: its id, the session, the ids of the tasks."""
-    project = f"project-{next(names)}"
-    ids = site.project(project, config, tasks, **about)
-    _, token = site.person(f"Ada {project}", project)
-    return project, token, ids
-
-
-def pairs(count: int) -> list:
-    return [new_task(number, f"zero {number}", f"one {number}") for number in range(count)]
-
-
-def of_tasks(site: Site, ids: list[str]) -> list[sa.Row[Any]]:
-    return [one for one in site.judgements() if one.task_id in set(ids)]
-
-
-def token_of(page: Any) -> str:
-    """The lease of the task that is shown."""
-    page.wait_for_selector("#task-data", state="attached")
-    return json.loads(page.text_content("#task-data"))["token"]
-
-
-def wait_for_next(page: Any, token: str) -> None:
-    """Until another task, or none, is shown."""
-    page.wait_for_function(
-        "before => { const data = document.querySelector('#task-data');"
-        " return document.querySelector('#nothing-left') || (data && JSON.parse(data.textContent).token !== before); }",
-        arg=token,
-    )
-
-
-def wait_until_ready(page: Any) -> None:
-    page.wait_for_selector("#submit[aria-disabled=false]")
-
-
-def send(page: Any) -> None:
-    token = token_of(page)
-    wait_until_ready(page)
-    page.keyboard.press("Control+Enter")
-    wait_for_next(page, token)
+site, browser, open_page = judging.site, judging.browser, judging.open_page
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
@@ -110,7 +22,7 @@ def send(page: Any) -> None:
 
 def test_twenty_pairs_by_keys_alone_are_stored_exactly(site, open_page):
     keys = [*"12345678", "t", "b", *"87654321", "T", "B"]
-    project, token, ids = member(site, "kind: pairwise", pairs(20))
+    _, token, ids = member(site, "kind: pairwise", pairs(20))
     page = open_page(token, "/")
     page.add_init_script("addEventListener('pointerdown', () => (window.touched = true), true)")
     page.keyboard.press("Enter")  # Start has the focus
@@ -362,7 +274,7 @@ def test_offline_keeps_the_answer_and_sends_it_once_when_back(site, open_page):
 
 
 def test_a_draft_is_there_in_another_browser(site, open_page):
-    project, token, ids = member(site, "kind: pairwise", pairs(1))
+    project, token, _ = member(site, "kind: pairwise", pairs(1))
     page = open_page(token, f"/judge/{project}")
     token_of(page)
     page.keyboard.press("n")
@@ -377,7 +289,7 @@ def test_a_draft_is_there_in_another_browser(site, open_page):
 
 
 def test_an_edit_survives_a_reload_without_the_server(site, open_page):
-    project, token, ids = member(site, "kind: demonstration", [new_task(0)])
+    project, token, _ = member(site, "kind: demonstration", [new_task(0)])
     page = open_page(token, f"/judge/{project}")
     token_of(page)
     page.route("**/draft", lambda route: route.abort())
@@ -393,7 +305,7 @@ def test_an_edit_survives_a_reload_without_the_server(site, open_page):
 
 
 def test_undo_makes_a_chain_of_revisions_until_the_freeze(site, open_page):
-    project, token, ids = member(site, "kind: pairwise", pairs(1))
+    project, token, _ = member(site, "kind: pairwise", pairs(1))
 
     def into_a_round(connection: sa.Connection) -> str:
         round_id = publish.open_round(connection, site.database.now(), project, 1)
@@ -448,7 +360,7 @@ def test_undo_makes_a_chain_of_revisions_until_the_freeze(site, open_page):
 
 
 def test_history_goes_by_arrows_and_leads_back_after_a_change(site, open_page):
-    project, token, ids = member(site, "kind: pairwise", pairs(2))
+    project, token, _ = member(site, "kind: pairwise", pairs(2))
     page = open_page(token, f"/judge/{project}")
     for key in "12":
         token_of(page)
@@ -558,257 +470,11 @@ def test_skipping_and_reporting_ask_for_a_reason_and_keep_the_judgement(site, op
     assert (stored.state, stored.value) == ("skipped", {"skip": "no_expertise"})
 
 
-# --- the other kinds -------------------------------------------------------------------------------------------------
-
-
-def centre(page: Any, selector: str) -> tuple[float, float]:
-    box = page.locator(selector).bounding_box()
-    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-
-
-def test_cards_are_dragged_before_onto_and_away(site, open_page):
-    tasks = [new_task(0, *(f"text {letter}" for letter in "vwxyz"))]
-    project, token, ids = member(site, "kind: rank", tasks)
-    page = open_page(token, f"/judge/{project}")
-    token_of(page)
-    shown = ["vwxyz".index(text.strip()[-1]) for text in page.locator(".answer .text").all_text_contents()]
-
-    def drag(card: str, x: float, y: float) -> None:
-        page.mouse.move(*centre(page, f"[data-card='{card}']"))
-        page.mouse.down()
-        page.mouse.move(x, y - 3, steps=5)
-        page.mouse.move(x, y)
-        page.mouse.up()
-
-    box = page.locator("[data-place='0']").bounding_box()
-    drag("4", box["x"] + 80, box["y"] + 3)  # E before A
-    drag("1", *centre(page, "[data-card='0']"))  # B onto A
-    drag("2", *centre(page, "#unrankable"))
-    send(page)
-    assert of_tasks(site, ids)[0].value == {
-        "groups": [[shown[4]], sorted([shown[0], shown[1]]), [shown[3]]],
-        "unrankable": [shown[2]],
-    }
-
-
-def test_cards_are_dragged_by_a_finger(site, open_page):
-    project, token, ids = member(site, "kind: rank", [new_task(0, "text v", "text w", "text x")])
-    page = open_page(token, f"/judge/{project}", viewport=PHONE, has_touch=True, is_mobile=True)
-    token_of(page)
-    shown = ["vwx".index(text.strip()[-1]) for text in page.locator(".answer .text").all_text_contents()]
-    page.locator("[data-card='2']").scroll_into_view_if_needed()
-    page.evaluate("scrollBy(0, 200)")
-    x, y = centre(page, "[data-card='2'] .grip")
-    top = page.locator("[data-place='0']").bounding_box()["y"] + 2
-    finger = page.context.new_cdp_session(page)
-    finger.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
-    for part in (0.3, 0.6, 1.0):
-        point = {"x": x, "y": y + (top - y) * part}
-        finger.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [point]})
-    finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-    wait_until_ready(page)
-    before = token_of(page)
-    page.click("#submit")  # the press itself; a tap right after a drag is taken for a second touch
-    wait_for_next(page, before)
-    assert of_tasks(site, ids)[0].value["groups"] == [[shown[2]], [shown[0]], [shown[1]]]
-
-
-def test_the_form_takes_digits_and_the_letters_of_its_flags(site, open_page):
-    project, token, ids = member(site, "kind: form", [new_task(0, "an answer")])
-    page = open_page(token, f"/judge/{project}")
-    token_of(page)
-    page.keyboard.press("l")
-    assert "Overall quality" in page.text_content("#status")
-    for key in "6do":
-        page.keyboard.press(key)
-    page.keyboard.press("o")
-    send(page)
-    assert of_tasks(site, ids)[0].value == {
-        "ratings": {"overall": 6},
-        "flags": {"hallucination": True, "denigrates": True},
-    }
-
-
-def test_an_edit_shows_its_words_and_is_stored(site, open_page):
-    project, token, ids = member(site, "kind: edit", [new_task(0, "The cat sat on the mat.")])
-    page = open_page(token, f"/judge/{project}")
-    token_of(page)
-    page.keyboard.press("d")
-    page.keyboard.press("e")
-    page.keyboard.press("Control+End")
-    page.keyboard.type(" It <b>purred</b>.")
-    page.wait_for_selector("#changes mark:has-text('purred')")
-    assert page.locator("#changes b").count() == 0
-    page.keyboard.press("Escape")
-    send(page)
-    assert of_tasks(site, ids)[0].value == {"text": "The cat sat on the mat. It <b>purred</b>."}
-
-
-def test_steps_are_compared_and_labelled_by_keys(site, open_page):
-    texts = ("Add first.\n2 + 2 = 4", "Add first.\n2 + 2 = 5")
-    project, token, ids = member(site, "kind: steps", [new_task(0, *texts)])
-    page = open_page(token, f"/judge/{project}")
-    token_of(page)
-    assert page.text_content(".shared .text").strip() == "Add first."
-    right = 0 if "= 4" in page.text_content("[data-text='0']") else 1
-    page.keyboard.press("[")
-    page.keyboard.press("c" if right == 0 else "x")
-    page.keyboard.press("]")
-    page.keyboard.press("x" if right == 0 else "c")
-    page.keyboard.press("1" if right == 0 else "8")
-    send(page)
-    assert of_tasks(site, ids)[0].value == {"choice": "a", "strength": 1, "labels": ["correct", "incorrect"]}
-
-
-def test_marked_words_are_places_in_the_text_itself(site, open_page):
-    text = "😀 zero​width **bold** words"
-    project, token, ids = member(site, "kind: pairwise", [new_task(0, text, "other")])
-    page = open_page(token, f"/judge/{project}")
-    token_of(page)
-    side = 0 if "zero" in page.text_content("[data-text='0']") else 1
-    page.keyboard.press("h")
-    page.wait_for_selector(f"[data-text='{side}'] pre")
-    page.evaluate(
-        """side => { const pre = document.querySelector(`[data-text='${side}'] pre`);
-        const last = pre.lastChild; const range = document.createRange();
-        const at = last.data.indexOf('**bold**');
-        range.setStart(last, at); range.setEnd(last, at + 8);
-        getSelection().removeAllRanges(); getSelection().addRange(range); }""",
-        side,
-    )
-    page.keyboard.press("h")
-    assert page.text_content("#spans q") == "**bold**"
-    page.keyboard.press("1")
-    send(page)
-    (span,) = of_tasks(site, ids)[0].value["spans"]
-    assert text[span["start"] : span["end"]] == "**bold**"
-    assert span["completion"] == 0
-
-
-def test_guidelines_are_acknowledged_by_a_key(site, open_page):
-    project, token, _ = member(site, "kind: pairwise", pairs(1), guidelines="# Be fair\n\nAnd kind.")
-    page = open_page(token, f"/judge/{project}")
-    page.wait_for_selector("#unread")
-    page.keyboard.press("Control+Enter")
-    assert token_of(page)
-
-
-# --- sizes and assistive technology ----------------------------------------------------------------------------------
-
-TEXTS = {
-    "code": ("```python\n" + "x = [" + "1, " * 200 + "]\n```\n", "`inline` and plain"),
-    "table": ("|" + " wide |" * 30 + "\n|" + "---|" * 30 + "\n|" + " cell |" * 30, "no table"),
-    "chinese": ("光合作用是植物利用阳光制造食物的过程。" * 40, "植物吃阳光。"),
-    "hebrew": ("פוטוסינתזה היא התהליך שבו צמחים יוצרים מזון מאור. " * 20, "צמחים אוכלים אור."),
-    "line": ("x" * 100_000, "short"),
-}
-
-
-@pytest.mark.parametrize("viewport", [PHONE, DESKTOP, ZOOMED], ids=["phone", "desktop", "zoomed"])
-def test_no_text_makes_the_page_scroll_sideways_or_hides_the_button(site, open_page, viewport):
-    tasks = [new_task(number, *texts) for number, texts in enumerate(TEXTS.values())]
-    project, token, _ = member(site, "kind: pairwise\naxes: [helpful, harmless]", tasks)
-    page = open_page(token, f"/judge/{project}", viewport=viewport)
-    for name in TEXTS:
-        token_of(page)
-        for key in ("", "p", "w", "p", "w", "d"):
-            if key:
-                page.keyboard.press(key)
-                page.wait_for_timeout(120)
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (name, key)
-        page.keyboard.press("d")
-        page.wait_for_timeout(120)
-        while page.locator("[data-unfold]").count():
-            page.locator("[data-unfold]").first.click()
-        page.keyboard.press("1")
-        page.keyboard.press("End")
-        wait_until_ready(page)
-        page.locator("#submit").scroll_into_view_if_needed()
-        is_on_top = """() => { const box = document.querySelector('#submit').getBoundingClientRect();
-            const top = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
-            return Boolean(top.closest('#submit')); }"""
-        assert page.evaluate(is_on_top), name
-        before = token_of(page)
-        page.click("#submit")
-        wait_for_next(page, before)
-
-
-KINDS = {
-    "pairwise": (f"kind: pairwise\naxes: [helpful, harmless]\ndwell: {AT_ONCE}", ("# Title\n\n- one\n\n```\ncode\n```", "| a |\n|---|\n| b |")),
-    "rank": ("kind: rank", ("one", "two", "three")),
-    "form": ("kind: form", ("one",)),
-    "edit": ("kind: edit", ("one",)),
-    "demonstration": ("kind: demonstration", ()),
-    "steps": ("kind: steps", ("Both.\nleft", "Both.\nright")),
-}  # fmt: skip
-
-
-def faults(page: Any) -> list[str]:
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
-    )
-    found = axe.Axe().run(page).response["violations"]
-    return [
-        f"{one['id']}: {node['html'][:120]} {node['failureSummary']}"
-        for one in found
-        if one["impact"] in ("serious", "critical")
-        for node in one["nodes"]
-    ]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_tools_for_the_blind_find_no_serious_fault_in_a_task(site, open_page, kind):
-    config, texts = KINDS[kind]
-    project, token, _ = member(site, config, [new_task(0, *texts)])
-    page = open_page(token, f"/judge/{project}")
-    token_of(page)
-    assert faults(page) == []
-    page.emulate_media(color_scheme="dark")
-    page.wait_for_timeout(250)  # colours glide
-    assert faults(page) == []
-    page.keyboard.press("n")
-    page.keyboard.press("Escape")
-    if kind == "pairwise":
-        page.keyboard.press("d")
-        page.keyboard.press("2")
-        page.wait_for_selector("[data-text] mark")
-        assert faults(page) == []
-        for key, dialog in (("?", "keys"), ("s", "skip"), ("f", "flag")):
-            page.keyboard.press(key)
-            page.wait_for_selector(f"#{dialog}-dialog[open]")
-            assert faults(page) == []
-            page.keyboard.press("Escape")
-
-
-def test_tools_for_the_blind_find_no_serious_fault_around_the_tasks(site, open_page):
-    project, token, _ = member(site, "kind: pairwise", pairs(1), guidelines="# Be fair\n\nAnd kind.")
-    site.database.write(
-        lambda connection: publish.publish_guidelines(
-            connection, site.database.now(), project, "# Be fair\n\nKinder."
-        )
-    )
-    for scheme in ("light", "dark"):
-        page = open_page(token, "/", color_scheme=scheme, locale="zh-CN" if scheme == "dark" else "en-US")
-        found = faults(page)
-        for path in (f"/judge/{project}", f"/judge/{project}/guidelines", "/history", "/nowhere"):
-            page.goto(site.url + path)
-            page.wait_for_timeout(200)
-            found += faults(page)
-        assert found == []
-    page.goto(f"{site.url}/judge/{project}")
-    page.wait_for_selector("#unread")
-    page.keyboard.press("Control+Enter")
-    token_of(page)
-    page.keyboard.press("1")
-    send(page)
-    page.wait_for_selector("#nothing-left")
-    assert faults(page) == []
-    page.goto(f"{site.url}/history")
-    assert faults(page) == []
+# --- keeping a task ---
 
 
 def test_leases_are_kept_alive_while_the_page_is_seen(site, open_page):
-    project, token, ids = member(site, "kind: pairwise", pairs(1))
+    project, token, _ = member(site, "kind: pairwise", pairs(1))
     page = open_page(token, f"/judge/{project}")
     held = token_of(page)
     early = sa.update(lease).where(lease.c.token == held).values(expires_at=lease.c.expires_at - 600_000)
@@ -846,7 +512,7 @@ def test_an_answer_outlives_the_session_that_it_was_made_in(site, open_page):
 
 
 def test_the_next_task_is_there_at_once_without_a_new_page(site, open_page):
-    project, token, ids = member(site, "kind: pairwise", pairs(12))
+    project, token, _ = member(site, "kind: pairwise", pairs(12))
     page = open_page(token, f"/judge/{project}")
     token_of(page)
     page.evaluate("window.stays = true")

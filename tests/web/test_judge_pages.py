@@ -145,7 +145,7 @@ def test_nothing_that_reaches_a_client_tells_policies_scores_gold_or_repeats(app
         for number in range(24)
     ]  # fmt: skip
     ids = add(database, BLIND, tasks)
-    client, person = log_in(app, database, "Ada")
+    client, _ = log_in(app, database, "Ada")
     kinds: Counter[str] = Counter()
     seen = [client.get("/"), client.get("/judge/p"), client.get("/history")]
     while True:

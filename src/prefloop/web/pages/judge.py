@@ -4,7 +4,7 @@ The page itself claims nothing. Its script asks for `next`, which claims and com
 guidelines to read, or word that nothing is left. Answers go to the JSON interface.
 """
 
-import os
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -195,7 +195,11 @@ def split_steps(texts: Sequence[str], prefix: str) -> tuple[str, list[str]]:
     """
     if prefix:
         return prefix, [text.removeprefix(prefix) for text in texts]
-    common = os.path.commonprefix(list(texts)) if len(texts) > 1 else ""
+    first, last = min(texts), max(texts)  # what these two share, all share
+    parted = next(
+        (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first)
+    )
+    common = first[:parted]
     end = (common.rfind("\n") if "\n" in common else common.rfind(" ")) + 1
     return common[:end], [text[end:] for text in texts]
 
@@ -240,10 +244,7 @@ async def read_guidelines(request: Request, asking: Asking, project_id: str) -> 
         project_id=project_id,
         project_title=title,
         versions=versions,
-        changes=[
-            diff_html(before.text, after.text)[1]
-            for after, before in zip(versions, versions[1:], strict=False)
-        ],
+        changes=[diff_html(before.text, after.text)[1] for after, before in itertools.pairwise(versions)],
     )
     return HTMLResponse(html)
 

@@ -10,6 +10,7 @@ import { watchReveal } from "./judge/reveal.js";
 import { deliver, pause, unsent } from "./judge/sending.js";
 import { startClock } from "./judge/clock.js";
 import { openSteps } from "./judge/steps.js";
+import { explain, instead, notice, say } from "./judge/telling.js";
 import { openViews, prepareViews } from "./judge/views.js";
 import { t } from "./judge/words.js";
 import { openDemonstration, openEdit } from "./judge/writing.js";
@@ -30,7 +31,6 @@ const WAITING = { offline: "judge.kept_offline", slow: "judge.server_slow", fast
 const about = pageData("about");
 const nextPath = `/judge/${about.project}/next`;
 const place = document.getElementById("place");
-const notices = document.getElementById("notices");
 const rest = new Rest(about.break_after_minutes);
 let today = about.today;
 let task = null;
@@ -182,14 +182,6 @@ function changed(said) {
   task.clock.acted();
   update();
   if (said) say(said);
-}
-
-function say(words) {
-  const heard = document.getElementById("said") ?? document.body.appendChild(
-    Object.assign(document.createElement("p"), { id: "said", className: "visually-hidden" }),
-  );
-  heard.setAttribute("role", "status");
-  heard.textContent = words;
 }
 
 // Why it cannot be sent yet; empty when it can.
@@ -386,48 +378,4 @@ async function acknowledge() {
     explain(error);
   }
   await show("POST", nextPath);
-}
-
-// --- telling --------------------------------------------------------------------------------------------------------
-
-// A line that stays until it is no longer true.
-function notice(words, action = null) {
-  notices.replaceChildren();
-  if (!words) return;
-  const box = document.createElement("div");
-  box.className = "notice warn row";
-  box.setAttribute("role", "status");
-  const text = document.createElement("span");
-  text.className = "grow";
-  text.textContent = words;
-  box.append(text);
-  if (action) {
-    const button = document.createElement(action.href ? "a" : "button");
-    button.className = "button small";
-    button.textContent = action.label;
-    if (action.href) Object.assign(button, { href: action.href, target: "_blank" });
-    else button.addEventListener("click", action.act);
-    box.append(button);
-  }
-  notices.append(box);
-}
-
-// In the place of a task that there is none of.
-function instead(words) {
-  const box = document.createElement("div");
-  box.className = "empty";
-  const text = document.createElement("p");
-  text.textContent = words;
-  const home = document.createElement("a");
-  home.className = "button";
-  home.href = "/";
-  home.textContent = t("judge.to_home");
-  box.append(text, home);
-  place.replaceChildren(box);
-}
-
-function explain(error) {
-  if (!(error instanceof Refused)) throw error;
-  const words = { 0: t("base.offline"), 401: t("base.session_over"), 429: t("base.too_fast") }[error.status];
-  toast(words ?? (error.message || t("base.failed")), { kind: "bad", seconds: 10 });
 }
