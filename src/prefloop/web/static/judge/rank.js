@@ -14,6 +14,7 @@ export function openRank(root, { data, changed }) {
   const cards = Array.from({ length: count }, (_, position) => card(root, position, data.frozen));
   let ranking = rankings.ranked(count);
   let isTouched = false;
+  let isKept = false;
   let current = 0;
 
   function draw() {
@@ -43,7 +44,7 @@ export function openRank(root, { data, changed }) {
       }),
     );
     unrankableBox.classList.toggle("empty-zone", ranking.unrankable.length === 0);
-    root.querySelector('[data-action="keep_order"]')?.setAttribute("aria-pressed", String(isTouched));
+    root.querySelector('[data-action="keep_order"]')?.setAttribute("aria-pressed", String(isKept));
     mark();
     if (hadFocus) cards[current].focus({ preventScroll: true });
     glide(before);
@@ -69,6 +70,7 @@ export function openRank(root, { data, changed }) {
 
   function become(next) {
     if (data.frozen) return;
+    isKept = next === ranking && (isKept || !isTouched);
     ranking = next;
     isTouched = true;
     draw();
@@ -163,7 +165,7 @@ export function openRank(root, { data, changed }) {
       move_up: () => become(rankings.moved(ranking, current, false)),
       tie_previous: () => become(rankings.tieToggled(ranking, current)),
       toggle_unrankable: () => become(rankings.unrankableToggled(ranking, current)),
-      keep_order: () => become(ranking),
+      keep_order: () => become(ranking), // as good an answer as any other
     },
     value: () =>
       isTouched ? { groups: ranking.tiers.map((tier) => [...tier]), unrankable: [...ranking.unrankable] } : {},
