@@ -112,7 +112,7 @@ def test_steps_are_compared_and_labelled_by_keys(site, open_page):
 
 
 def test_marked_words_are_places_in_the_text_itself(site, open_page):
-    text = "😀 zero​width **bold** words"
+    text = "😀 zero\u200b\u200bwidth\r\n\r\n**bold** words"
     project, token, ids = member(site, "kind: pairwise", [new_task(0, text, "other")])
     page = open_page(token, f"/judge/{project}")
     token_of(page)

@@ -5,6 +5,7 @@ guidelines to read, or word that nothing is left. Answers go to the JSON interfa
 """
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -41,6 +42,8 @@ LETTERS = "ABCDEFGHI"
 COLLAPSED_FROM = 12_000
 """Characters from which a text is shown folded, all texts of a task alike."""
 TEXT_FORMS = {"markdown": markdown_html, "raw": plain_html}
+UNSEEN = re.compile(r"\r(?=\n)")
+"""The one character of a text that stands for nothing on a page; places of marked words count it."""
 KINDS_SHOWN = ("pairwise", "rank", "form", "edit", "demonstration", "steps")
 
 
@@ -178,6 +181,7 @@ def _task_html(request: Request, asking: Visitor, shown: Mapping[str, Any], fram
         "num_texts": len(shown["texts"]),
         "form": shown["form"],
         "original": shown["texts"][0] if kind == "edit" else "",
+        "unseen": [[found.start() for found in UNSEEN.finditer(text)] for text in shown["texts"]],
     }
     texts, shared = shown["texts"], ""
     if kind == "steps":

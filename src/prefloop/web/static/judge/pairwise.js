@@ -4,9 +4,9 @@ import { openSpans } from "./spans.js";
 import { openStrips } from "./strip.js";
 import { t } from "./words.js";
 
-export function openPairwise(root, { changed, views, keyOf }) {
+export function openPairwise(root, { data, changed, views, keyOf }) {
   const strips = openStrips(root, changed);
-  const spans = openSpans(root, { changed, views, keyOf });
+  const spans = openSpans(root, { data, changed, views, keyOf });
   return {
     actions: { ...strips.actions, ...spans.actions },
     value() {

@@ -24,11 +24,11 @@ export function watchReveal(root, onChange) {
   root.addEventListener("click", (event) => {
     const button = event.target.closest("[data-unfold]");
     if (!button) return;
-    const answer = button.closest(".answer");
-    answer.classList.remove("folded");
-    answer.querySelector(".text").focus({ preventScroll: true });
+    const folded = button.closest(".folded");
+    folded.classList.remove("folded");
+    folded.querySelector(".text").focus({ preventScroll: true });
     button.remove();
-    seen(Number(answer.dataset.position));
+    if (folded.dataset.position) seen(Number(folded.dataset.position));
   });
 
   return { unread: () => [...unread].sort(), stop: () => observer.disconnect() };

@@ -5,7 +5,7 @@ import { t } from "./words.js";
 
 const LONGEST_SHOWN = 60;
 
-export function openSpans(root, { changed, views, keyOf }) {
+export function openSpans(root, { data, changed, views, keyOf }) {
   const box = root.querySelector("#spans");
   const list = box.querySelector("ul");
   let spans = []; // { position, start, end, note, words }
@@ -18,7 +18,7 @@ export function openSpans(root, { changed, views, keyOf }) {
       toast(t("judge.spans_help", { key: keyOf("highlight") }));
       return;
     }
-    const selected = selectedSpan(root);
+    const selected = selectedSpan(root, data.unseen);
     if (!selected) {
       box.hidden = false;
       hint();
@@ -63,7 +63,7 @@ export function openSpans(root, { changed, views, keyOf }) {
 
   function draw() {
     if (!globalThis.Highlight || !CSS.highlights) return; // the list says it too
-    const ranges = views.isRaw() ? spans.map((one) => rangeOf(root, one)).filter(Boolean) : [];
+    const ranges = views.isRaw() ? spans.map((one) => rangeOf(root, one, data.unseen[one.position])).filter(Boolean) : [];
     CSS.highlights.set("judged", new Highlight(...ranges));
     for (const [place, range] of ranges.entries()) if (!spans[place].words) spans[place].words = excerpt(range.toString());
   }
@@ -99,16 +99,21 @@ function excerpt(words) {
   return words.length > LONGEST_SHOWN ? `${words.slice(0, LONGEST_SHOWN)}…` : words;
 }
 
-function selectedSpan(root) {
+// Places in the text itself and on the page, which shows nothing for the first half of a CR LF.
+const inText = (shown, unseen) => unseen.reduce((place, one) => (one < place ? place + 1 : place), shown);
+const onPage = (place, unseen) => place - unseen.filter((one) => one < place).length;
+
+function selectedSpan(root, unseen) {
   const selection = getSelection();
   if (!selection.rangeCount || selection.isCollapsed) return null;
   const range = selection.getRangeAt(0);
   const text = range.startContainer.parentElement?.closest("[data-text]");
   if (!text || !root.contains(text) || !text.contains(range.endContainer)) return null;
-  const start = lengthUntil(text, range.startContainer, range.startOffset);
-  const end = lengthUntil(text, range.endContainer, range.endOffset);
+  const position = Number(text.dataset.text);
+  const start = inText(lengthUntil(text, range.startContainer, range.startOffset), unseen[position]);
+  const end = inText(lengthUntil(text, range.endContainer, range.endOffset), unseen[position]);
   if (end <= start) return null;
-  return { position: Number(text.dataset.text), start, end, note: "", words: excerpt(range.toString()) };
+  return { position, start, end, note: "", words: excerpt(range.toString()) };
 }
 
 // Pieces of the plain view with the number of characters that each stands for. A sign such as "U+200B ×3" stands for 3.
@@ -133,7 +138,9 @@ function lengthUntil(text, container, offset) {
   return length;
 }
 
-function rangeOf(root, { position, start, end }) {
+function rangeOf(root, span, unseen) {
+  const { position } = span;
+  const [start, end] = [onPage(span.start, unseen), onPage(span.end, unseen)];
   const text = root.querySelector(`[data-text="${position}"]`);
   const range = document.createRange();
   let length = 0;
