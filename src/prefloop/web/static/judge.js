@@ -6,7 +6,7 @@ import { Keys } from "./judge/keys.js";
 import { openPairwise } from "./judge/pairwise.js";
 import { openRank } from "./judge/rank.js";
 import { Rest } from "./judge/rest.js";
-import { watchReveal } from "./judge/reveal.js";
+import { watchReveal, watchSizes } from "./judge/reveal.js";
 import { deliver, pause, unsent } from "./judge/sending.js";
 import { startClock } from "./judge/clock.js";
 import { openSteps } from "./judge/steps.js";
@@ -139,6 +139,7 @@ function openTask(root) {
   });
   task.clock.restore(draft);
   task.reveal = watchReveal(root, update);
+  task.stopSizes = watchSizes(root);
   comment.addEventListener("input", () => changed(""));
   if (data.frozen) freeze(root);
   if (data.token) {
@@ -160,6 +161,7 @@ function closeTask() {
   if (!task) return;
   task.clock.stop();
   task.reveal.stop();
+  task.stopSizes();
   task.drafts?.stop();
   task.kind.close?.();
   clearInterval(task.heartbeat);

@@ -1,5 +1,18 @@
 // Which answers have been seen to their end: scrolled to, or unfolded.
 
+const ABOVE = 80; // pixels: the letter of an answer and some air
+
+// Marks the texts that fit between the bars, so that they can stay in sight while a longer one is scrolled.
+export function watchSizes(root) {
+  const bar = root.querySelector("#bar");
+  const observer = new ResizeObserver(() => {
+    const room = innerHeight - bar.offsetHeight - ABOVE;
+    for (const text of root.querySelectorAll("[data-text]")) text.classList.toggle("short", text.offsetHeight < room);
+  });
+  for (const text of root.querySelectorAll("[data-text]")) observer.observe(text);
+  return () => observer.disconnect();
+}
+
 export function watchReveal(root, onChange) {
   const unread = new Set([...root.querySelectorAll("[data-end]")].map((one) => Number(one.dataset.end)));
   const bar = root.querySelector("#bar");
