@@ -17,6 +17,7 @@ from prefloop.labels.projects import parse_config
 from prefloop.labels.publish import NewTask
 from prefloop.labels.schema import judgement, round_, task
 from prefloop.web.app import WebOptions, create_app
+from prefloop.web.limits import Limits
 from prefloop.web.pages.home import about_waiting
 from prefloop.web.pages.judge import split_steps
 from prefloop.web.security import open_session
@@ -37,7 +38,7 @@ def database(tmp_path) -> Iterator[Database]:
 
 @pytest.fixture
 def app(database):
-    return create_app(database, WebOptions(public_url=URL))
+    return create_app(database, WebOptions(public_url=URL, limits=Limits(claim=10_000, submit=10_000)))
 
 
 def add(database: Database, config: str, tasks: list[NewTask], **about) -> list[str]:

@@ -120,7 +120,7 @@ def answered_since(connection: sa.Connection, person: Person, start: int) -> dic
         )
         .group_by(judgement.c.project_id)
     )
-    return dict(rows.tuples().all())
+    return {row[0]: row[1] for row in rows}
 
 
 def _newest_figures(connection: sa.Connection, project_id: str, person: Person) -> Mapping[str, Any]:
