@@ -227,6 +227,53 @@ def test_without_an_overlap_of_their_own_ai_judges_get_nothing(open_store):
     assert store.claim(store.person(role="judge")) is None
 
 
+def test_a_turn_of_ones_own_conversation_is_taken_at_once_and_what_was_held_goes_back(open_store):
+    store = open_store
+    store.project(**PAID)
+    (usual,) = store.publish()
+    a, b = store.person(), store.person()
+    before = store.held(a)
+    (turn,) = store.publish(for_annotator=a.id, overlap=1)
+
+    def claim_own(person, task_id):
+        return store.database.write(
+            lambda connection: queue.claim_own(connection, store.now, task_id, person)
+        )
+
+    with pytest.raises(NotFound):
+        claim_own(b, turn)
+    with pytest.raises(NotFound):
+        claim_own(a, usual)
+    held = claim_own(a, turn)
+    assert claim_own(a, turn) == held
+    assert (held.task_id, store.served(a)) == (turn, 2)
+    check(store)
+    assert store.submit(a, before.token).state == "valid"
+    store.submit(a, held.token)
+    with pytest.raises(NotFound):
+        claim_own(a, turn)
+    check(store)
+
+
+def test_a_turn_is_not_taken_where_there_is_no_money_for_it(open_store):
+    store = open_store
+    store.project(budget_cents=4, **PAID)
+    a = store.person()
+    (turn,) = store.publish(for_annotator=a.id, overlap=1)
+    with pytest.raises(Conflict, match="budget"):
+        store.database.write(lambda connection: queue.claim_own(connection, store.now, turn, a))
+    check(store)
+
+
+def test_who_may_take_tasks_is_told_without_one(open_store):
+    store = open_store
+    store.project()
+    member_, stranger = store.person(), store.person(is_member=False)
+    store.database.read(lambda connection: queue.admit(connection, "project", member_))
+    with pytest.raises(Forbidden):
+        store.database.read(lambda connection: queue.admit(connection, "project", stranger))
+
+
 # --- leases ----------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from prefloop.labels import database
 from prefloop.labels.answers import Stored, Submission, skip, submit
 from prefloop.labels.choosing import Asking, choose, count_waiting, cursor_of, has_own, has_reopened
-from prefloop.labels.errors import ConsentNeeded, Forbidden, NotFound
+from prefloop.labels.errors import Conflict, ConsentNeeded, Forbidden, NotFound
 from prefloop.labels.faults import TryAgain
 from prefloop.labels.leases import (
     IS_OPEN,
@@ -41,7 +41,9 @@ __all__ = [
     "Lease",
     "Stored",
     "Submission",
+    "admit",
     "claim",
+    "claim_own",
     "count_waiting",
     "find_lease",
     "flag",
@@ -107,10 +109,7 @@ def claim(connection: sa.Connection, now: int, project_id: str, person: Person) 
 
     Raises Forbidden for who is not of the project, or has not yet agreed to what they must.
     """
-    if (
-        connection.dialect.name == "postgresql"
-    ):  # one claim of a person at a time: a second tab gets the same lease
-        connection.execute(_HOLD_MEMBER, {"project": project_id, "person": person.id})
+    _hold_member(connection, project_id, person)
     row = _standing(connection, now, project_id, person)
     config = parsed_config(row.config)
     if row.has_expired:
@@ -140,6 +139,58 @@ def claim(connection: sa.Connection, now: int, project_id: str, person: Person) 
         },
     )
     return held
+
+
+def claim_own(connection: sa.Connection, now: int, task_id: str, person: Person) -> Lease:
+    """A certain task that is for this person alone, as a turn of their conversation. What they held in the project goes
+    back, and still counts when it is sent.
+
+    Raises NotFound for a task that is not theirs or has been answered, Forbidden as `claim` does, Conflict where there is
+    no money for it.
+    """
+    its = sa.select(task).where(task.c.id == task_id, task.c.for_annotator == person.id)
+    if (found := connection.execute(its).first()) is not None:
+        _hold_member(connection, found.project_id, person)
+        found = connection.execute(its.with_for_update(key_share=True)).first()
+    if found is None or found.state != "open" or found.valid >= found.overlap:
+        raise NotFound("there is no such task for you; load the page again")
+    project_id = found.project_id
+    connection.execute(
+        sa.update(lease)
+        .where(lease.c.project_id == project_id, lease.c.annotator_id == person.id, IS_OPEN)
+        .where(lease.c.task_id != task_id)
+        .values(expires_at=now)
+    )
+    row = _standing(connection, now, project_id, person)
+    config = parsed_config(row.config)
+    _admit(row, project_id, person, config)
+    expire_in_project(connection, now, project_id, config)
+    row = _standing(connection, now, project_id, person)
+    if row.token is not None and row.task_id == task_id:
+        return lease_of(row, project_id, person.id)
+    if row.token is not None:
+        raise TryAgain("what you held before is being answered at this moment; try again")
+    asking = Asking(
+        person, project_id, config, row.member_served, cursor_of(now, row), has_reopened=False, has_own=False
+    )
+    try:
+        held = _take(connection, now, found, asking)
+    except TryAgain as error:
+        raise Conflict("this cannot be taken any more: it was answered, or the budget is spent") from error
+    values = {"its_project": project_id, "its_person": person.id, "served": row.member_served + 1}
+    connection.execute(_MOVE_CURSOR, values)
+    return held
+
+
+def admit(connection: sa.Connection, project_id: str, person: Person) -> None:
+    """Raises Forbidden for who may not take tasks of a project: others, and who has something to agree to or to read."""
+    row = _standing(connection, 0, project_id, person)
+    _admit(row, project_id, person, parsed_config(row.config))
+
+
+def _hold_member(connection: sa.Connection, project_id: str, person: Person) -> None:
+    if connection.dialect.name == "postgresql":  # a second tab waits here, and gets the same lease
+        connection.execute(_HOLD_MEMBER, {"project": project_id, "person": person.id})
 
 
 def _standing(connection: sa.Connection, now: int, project_id: str, person: Person) -> sa.Row[Any]:
