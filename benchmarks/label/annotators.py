@@ -31,6 +31,8 @@ class Plan:
     """When to stop; None: when nothing is left."""
     think_s: tuple[float, float] = (0.0, 0.0)
     """Shortest and longest time over a task."""
+    arrive_s: float = 0.0
+    """From one annotator to the next; of those who come at once, one worker would take all."""
     seed: int = 0
 
     def to_json(self) -> str:
@@ -80,6 +82,7 @@ async def work(number: int, plan: Plan, deadline: float, out: TextIO) -> None:
     rng = random.Random(f"{plan.seed}/{number}")
     claim = json.dumps({"project": plan.project})
     empty = 0
+    await asyncio.sleep(number * plan.arrive_s)
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", plan.port)
         there = Connection(reader, writer, plan.tokens[number])

@@ -23,6 +23,7 @@ from prefloop.labels.reading import progress
 
 ANNOTATORS, TASKS, OVERLAP = 100, 10_000, 3
 WORKERS = 4
+ARRIVE_S = 0.05
 TARGETS = {0.95: 150.0, 0.99: 400.0}
 THINKERS, THOUGHT_S, THINKING_S = 200, (2.0, 4.0), 60.0
 TARGETS_THINKING = {0.95: 100.0}
@@ -32,18 +33,18 @@ WORKS = ("sqlite", "postgresql", "thinking")
 
 
 def main() -> None:
-    """Measures each work, and writes label_load.json."""
+    """Measures each work, and writes label_load_WORK.json."""
     asked = report.options(__doc__, works=WORKS)
-    rows: list[Row] = []
     tasks = max(ANNOTATORS, TASKS // asked.shrink)
     for work in asked.works:
         if work == "postgresql" and postgres.programs() is None:
             console.print("PostgreSQL is not installed: left out")
         elif work == "thinking":
-            rows += thinking_rows(asked.folder, THINKING_S / asked.shrink)
+            report.finish(
+                "label_load", asked, thinking_rows(asked.folder, THINKING_S / asked.shrink), part=work
+            )
         else:
-            rows += load_rows(work, asked.folder, tasks, asked.repeats)
-    report.finish("label_load", asked, rows)
+            report.finish("label_load", asked, load_rows(work, asked.folder, tasks, asked.repeats), part=work)
 
 
 @contextlib.contextmanager
@@ -62,13 +63,16 @@ def load_rows(work: str, folder: Path | None, tasks: int, repeats: int) -> list[
     runs: list[list[Answered]] = []
     found: list[Outcome] = []
     seconds: list[float] = []
+    cpu_ms: list[float] = []
     for _ in range(repeats):
         with new_store(work, folder) as store:
-            told, after, took = pressed(store, tasks, workers=WORKERS if work == "postgresql" else 1)
+            told, after, took, cpu_s = pressed(store, tasks, workers=WORKERS if work == "postgresql" else 1)
         runs.append(told)
         found.append(after)
         seconds.append(took)
-        console.print(f"  {work}: {after}, {took:.0f} s")
+        cpu_ms.append(1000 * sum(cpu_s) / (tasks * OVERLAP))
+        shares = ", ".join(f"{one:.0f}" for one in cpu_s)
+        console.print(f"  {work}: {after}, {took:.0f} s; CPU seconds of each worker: {shares}")
     name = f"{ANNOTATORS} annotators, {tasks:,} tasks x {OVERLAP}, " + (
         "SQLite" if work == "sqlite" else f"PostgreSQL, {WORKERS} workers"
     )
@@ -79,25 +83,39 @@ def load_rows(work: str, folder: Path | None, tasks: int, repeats: int) -> list[
         Row(name, "judgements wanted that are there, once", Spread.of(right), target=Target(1, of="value")),
         Row(name, "requests answered as they should", Spread.of(fine), target=Target(1, of="value")),
         Row(name, "judgements/s", Spread.of([wanted / one for one in seconds])),
+        Row(name, "CPU of the server for a claim and an answer, ms", Spread.of(cpu_ms)),
         *report.latency_rows(name, runs, TARGETS if work == "sqlite" else {}),
     ]
 
 
 def pressed(
     store: str, tasks: int, *, workers: int, annotators: int = ANNOTATORS
-) -> tuple[list[Answered], Outcome, float]:
-    """One run: what the annotators were told, what is in the store, and how long it took."""
+) -> tuple[list[Answered], Outcome, float, list[float]]:
+    """One run: what the annotators were told, what is in the store, how long it took, and the CPU seconds of each worker."""
     database = open_database(store)
     tokens = fill(database, tasks=tasks, overlap=OVERLAP, annotators=annotators)
     database.close()
-    with served(store, workers=workers) as (port, _):
+    with served(store, workers=workers) as (port, server):
+        before = cpu_seconds(server.pid, workers)
         begun = time.monotonic()
-        told = answers(annotate(Plan(port, PROJECT, tokens)))
+        told = answers(annotate(Plan(port, PROJECT, tokens, arrive_s=ARRIVE_S if workers > 1 else 0.0)))
         took = time.monotonic() - begun
+        after_all = cpu_seconds(server.pid, workers)
+        cpu_s = [late - early for late, early in zip(after_all, before, strict=True)]
     database = open_database(store)
     after = outcome(database, told)
     database.close()
-    return told, after, took
+    return told, after, took, cpu_s
+
+
+def cpu_seconds(server: int, workers: int) -> list[float]:
+    """Of each worker of a server so far, the same order every time."""
+    import psutil
+
+    parent = psutil.Process(server)
+    children = [one for one in parent.children() if "spawn_main" in " ".join(one.cmdline())]
+    serving = [parent] if workers == 1 else sorted(children, key=lambda one: one.pid)
+    return [sum(one.cpu_times()[:2]) for one in serving]
 
 
 def thinking_rows(folder: Path | None, seconds: float) -> list[Row]:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from benchmarks import machine
 from benchmarks.common import RESULTS, console, show
@@ -57,11 +56,11 @@ def latency_rows(work: str, runs: Sequence[Sequence[Answered]], targets: dict[fl
     return rows
 
 
-def finish(name: str, asked: argparse.Namespace, rows: Sequence[Row], **more: Any) -> None:
-    """Prints the rows and writes the results file."""
+def finish(name: str, asked: argparse.Namespace, rows: Sequence[Row], *, part: str = "") -> None:
+    """Prints the rows and writes the results file, whose name ends with the part of the benchmark, where it has parts."""
     about = machine.description() | {"versions": {one: _version(one) for one in PACKAGES}}
     result = {
-        "benchmark": name,
+        "benchmark": f"{name}_{part}" if part else name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(
             ["python", "-m", f"benchmarks.label.{name.removeprefix('label_')}", *sys.argv[1:]]
@@ -73,12 +72,11 @@ def finish(name: str, asked: argparse.Namespace, rows: Sequence[Row], **more: An
         "matmul_gflops": {},
         "rows": [row.to_json() for row in rows],
         "cases": [],
-        **more,
     }
     asked.results.mkdir(parents=True, exist_ok=True)
-    target = asked.results / f"{name}.json"
+    target = asked.results / f"{result['benchmark']}.json"
     target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    show(name, list(rows))
+    show(str(result["benchmark"]), list(rows))
     console.print(f"wrote {target}")
 
 

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,10 @@ from fastapi import FastAPI
 ROOT = Path(__file__).resolve().parents[2]
 STORE = "PREFLOOP_BENCHMARK_STORE"
 """Tells the workers of a server which store it is over."""
+READY = "PREFLOOP_BENCHMARK_READY"
+"""And in which folder to say that they are up: the first would be given all connections."""
 MOST = 10**9
-START_SECONDS = 60
+START_SECONDS = 120
 
 
 def app() -> FastAPI:
@@ -24,7 +27,10 @@ def app() -> FastAPI:
     from prefloop.web.app import WebOptions, create_app
     from prefloop.web.security import Limits
 
-    return create_app(open_database(os.environ[STORE]), WebOptions(limits=Limits(claim=MOST, submit=MOST)))
+    made = create_app(open_database(os.environ[STORE]), WebOptions(limits=Limits(claim=MOST, submit=MOST)))
+    if READY in os.environ:
+        (Path(os.environ[READY]) / str(os.getpid())).touch()
+    return made
 
 
 def main() -> None:
@@ -53,12 +59,14 @@ def served(store: str, *, workers: int = 1) -> Iterator[tuple[int, "subprocess.P
     """A running server; yields its port and process. It is killed at the end, unless it is dead by then."""
     port = _free_port()
     command = [sys.executable, "-m", "benchmarks.label.serving", store, str(port), str(workers)]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+    ready = tempfile.TemporaryDirectory(prefix="prefloop-ready-")
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", READY: ready.name}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     try:
-        _await(port, process)
+        _await(port, process, Path(ready.name), workers)
         yield port, process
     finally:
+        ready.cleanup()
         if process.poll() is None:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -74,11 +82,13 @@ def _free_port() -> int:
         return free.getsockname()[1]
 
 
-def _await(port: int, process: "subprocess.Popen[bytes]") -> None:
+def _await(port: int, process: "subprocess.Popen[bytes]", ready: Path, workers: int) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
+        is_up = len(list(ready.iterdir())) >= workers
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return
+            if is_up:
+                return
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"the server did not start (exit status {process.returncode})")
         time.sleep(0.05)

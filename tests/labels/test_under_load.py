@@ -9,7 +9,7 @@ from benchmarks.label.annotators import Answered
 
 @pytest.mark.slow
 def test_pressed_by_all_at_once_every_task_gets_its_judgements_once(tmp_path):
-    told, after, _ = load.pressed(str(tmp_path / "labels.sqlite"), 40, workers=1, annotators=20)
+    told, after, *_ = load.pressed(str(tmp_path / "labels.sqlite"), 40, workers=1, annotators=20)
     assert (after.valid, after.problems) == (40 * load.OVERLAP, 0)
     assert {one.status for one in told} == {200, 204}
 
@@ -24,7 +24,8 @@ def test_acknowledged_judgements_outlive_a_kill(tmp_path):
 @pytest.mark.slow
 @pytest.mark.postgresql
 def test_several_workers_on_postgresql_give_nothing_out_twice(postgres_url):
-    told, after, _ = load.pressed(postgres_url, 40, workers=2, annotators=20)
+    told, after, _, cpu_s = load.pressed(postgres_url, 40, workers=2, annotators=20)
+    assert len(cpu_s) == 2
     assert (after.valid, after.problems) == (40 * load.OVERLAP, 0)
     assert {one.status for one in told} == {200, 204}
 
