@@ -137,6 +137,7 @@ def main() -> None:
     import uvloop
 
     plan = Plan(**json.load(sys.stdin))
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     uvloop.run(_all(plan, sys.stdout))
 
 

@@ -17,7 +17,7 @@ from benchmarks.common import console
 from benchmarks.label import report
 from benchmarks.label.annotators import Answered, Plan
 from benchmarks.label.serving import served
-from benchmarks.label.stores import PROJECT, annotate, answers, fill, outcome
+from benchmarks.label.stores import PROJECT, annotate, answers, fill, first_answers, outcome
 from benchmarks.rows import Row, Spread, Target
 from prefloop.labels.database import open_database
 from prefloop.labels.projects import ProjectConfig
@@ -26,8 +26,8 @@ from prefloop.labels.publish import configure_project
 KILLS, ANNOTATORS, OVERLAP = 20, 30, 3
 TASKS = 3000
 LEASE_S = 3.0
-LOAD_S = (0.3, 2.5)
-"""How long there is load before a kill, at least and at most."""
+ANSWERS = (1, 200)
+"""How many judgements are acknowledged before a kill, at least and at most."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def survive(
     kills: int,
     tasks: int,
     annotators: int = ANNOTATORS,
-    load_s: tuple[float, float] = LOAD_S,
+    before_kill: tuple[int, int] = ANSWERS,
     seed: int = 0,
 ) -> Survival:
     """Kills a server so many times, and lets others finish its work."""
@@ -104,7 +104,7 @@ def survive(
         with served(str(path)) as (port, server):
             restarts.append(time.monotonic() - begun)
             working = annotate(Plan(port, PROJECT, tokens[:annotators], seed=number))
-            time.sleep(rng.uniform(*load_s))
+            told += first_answers(working, rng.randint(*before_kill))
             server.kill()
             server.wait()
             told += answers(working)

@@ -1,5 +1,6 @@
 """Stores for benchmarks: a project full of tasks, annotators with API tokens; and what must hold afterwards."""
 
+import json
 import secrets
 import subprocess
 import sys
@@ -84,10 +85,22 @@ def annotate(plan: Plan) -> "subprocess.Popen[str]":
 
 def answers(process: "subprocess.Popen[str]") -> list[Answered]:
     """What came back, once all have gone home."""
-    import json
-
     text, _ = process.communicate()
-    return [Answered(*json.loads(line)) for line in text.splitlines() if line.endswith("]")]
+    return [_answered(line) for line in text.splitlines()]
+
+
+def first_answers(process: "subprocess.Popen[str]", number: int) -> list[Answered]:
+    """What has come back when so many judgements were acknowledged."""
+    assert process.stdout is not None
+    found: list[Answered] = []
+    while number > 0 and (line := process.stdout.readline()):
+        found.append(_answered(line))
+        number -= found[-1].kind == "submit" and found[-1].status == 200
+    return found
+
+
+def _answered(line: str) -> Answered:
+    return Answered(*json.loads(line))
 
 
 @dataclass(frozen=True)

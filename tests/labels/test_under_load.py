@@ -16,7 +16,9 @@ def test_pressed_by_all_at_once_every_task_gets_its_judgements_once(tmp_path):
 
 @pytest.mark.slow
 def test_acknowledged_judgements_outlive_a_kill(tmp_path):
-    found = kill.survive(Path(tmp_path) / "labels.sqlite", kills=2, tasks=60, annotators=8, load_s=(0.2, 0.6))
+    found = kill.survive(
+        Path(tmp_path) / "labels.sqlite", kills=2, tasks=60, annotators=8, before_kill=(5, 40)
+    )
     assert found.acknowledged > 0
     assert (found.lost, found.broken_files, found.problems, found.unfinished) == (0, 0, 0, 0)
 
