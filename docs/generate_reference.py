@@ -211,12 +211,24 @@ def cli_page() -> str:
         "The workspace, the folder of all artefacts and runs, is `--workspace`, else the environment variable "
         "`PREFLOOP_WORKSPACE`, else `runtime.workspace` of the experiment where a command takes one, else `workspace`."
     )
-    commands = (command_text(name, command) for name, command in group.commands.items())
+    commands = (command_text(name, command) for name, command in all_commands(group))
     return "\n\n".join([intro, *commands, exit_codes()]) + "\n"
 
 
+def all_commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command with its whole name; a group comes before its own."""
+    for name, command in group.commands.items():
+        yield f"{before}{name}", command
+        yield from all_commands(command, f"{before}{name} ") if hasattr(command, "commands") else ()
+
+
 def command_text(name: str, command: Any) -> str:
-    """One command."""
+    """One command, or a group of commands."""
+    if hasattr(command, "commands"):
+        inner = ", ".join(f"`{name} {one}`" for one in command.commands)
+        return "\n\n".join(
+            one for one in (f"## {name}", command.help, f"Commands: {inner}.", command.epilog) if one
+        )
     arguments = [one for one in command.params if one.param_type_name == "argument"]
     options = [one for one in command.params if one.param_type_name == "option"]
     pieces = [f"prefloop {name}", *map(argument_usage, arguments), *(["[OPTIONS]"] if options else [])]

@@ -16,8 +16,8 @@ import typer.main
 import yaml
 from transformers import AutoModelForCausalLM
 
+from people import judge, likes
 from prefloop import __version__, cli, config, tales
-from prefloop.annotate.human import label_in_terminal, read_tasks
 from prefloop.records import Group, Prompt
 from prefloop.store import Workspace, read_records
 from small import SMALL
@@ -499,9 +499,7 @@ def test_a_workspace_that_cannot_be_made_is_unavailable(finished, tmp_path):
 
 # --- people in the loop ----------------------------------------------------------------------------------------------
 
-WAITS = re.compile(
-    r"Waiting: (\d) of 3 tasks judged, 3 wanted; label with `prefloop label (.+)`, then run again"
-)
+WAITS = re.compile(r"Waiting: (\d) of 3 judged in round (\d) of people, 3 wanted; label in a browser with")
 
 
 def people(folder: Path, model: Path) -> Path:
@@ -515,37 +513,111 @@ def people(folder: Path, model: Path) -> Path:
 
 
 def test_people_are_waited_for_batch_by_batch_until_the_run_is_done(tiny_model, tmp_path, monkeypatch):
-    command = ("run", people(tmp_path, tiny_model), "-w", tmp_path / "workspace")
+    workspace = tmp_path / "workspace"
+    command = ("run", people(tmp_path, tiny_model), "-w", workspace)
 
-    first = waiting(prefloop(*command), judged=0)
-    assert label_in_terminal(first, "ada", ask=typing("a"), show=lambda line: None) == 1
-    assert waiting(prefloop(*command), judged=1) == first
-    assert label_in_terminal(first, "ada", ask=typing("b", "s", ""), show=lambda line: None) == 3
+    assert waiting(prefloop(*command)) == (0, 1)
+    assert label(workspace, "ada", monkeypatch, "a") == "1 judgements by ada."
+    assert waiting(prefloop(*command)) == (1, 1)
+    assert label(workspace, "ada", monkeypatch, "b", "s", "l") == "3 judgements by ada."
 
-    second = waiting(prefloop(*command), judged=0)
-    assert second != first
-    monkeypatch.setattr(builtins, "input", typing("1", "2", "t"))
-    labelled = prefloop("label", second, "--as", "bob")
-    assert labelled.code == 0
-    assert labelled.out.endswith("3 of 3 tasks judged by bob.\n")
+    assert waiting(prefloop(*command)) == (0, 2)
+    listed = prefloop("label", "round", "list", "-w", workspace)
+    assert re.search(r"1 +promoted", listed.out), listed.out
+    assert label(workspace, "bob", monkeypatch, "1", "2", "t") == "3 judgements by bob."
 
     done = prefloop(*command)
     assert (done.code, done.errors) == (0, "")
     assert len(re.findall(r"^  annotate .* 3 labels, 1 (refusals|ties)", done.out, re.MULTILINE)) == 2
-    assert "iteration 2" in done.out
-    _, lineage, _ = prefloop("show", policies(tmp_path / "workspace")[-1], "-w", tmp_path / "workspace")
-    assert "3 by human/ada" in lineage.replace("│", "")
-    assert "3 by human/bob" in lineage.replace("│", "")
+    _, lineage, _ = prefloop("show", policies(workspace)[-1], "-w", workspace)
+    assert len(re.findall(r"3 by\s+human/\w{16}", lineage.replace("│", ""))) == 2
+
+    status = json.loads(prefloop("label", "status", "--json", "-w", workspace).out)
+    rounds, labels = (status["projects"]["people"][key] for key in ("rounds", "people"))
+    assert [(one["number"], one["state"], one["settled"]) for one in rounds] == [
+        (1, "promoted", 3),
+        (2, "promoted", 3),
+    ]
+    assert [one["policy_out"] for one in rounds] == [
+        name.removeprefix("policy-") for name in policies(workspace)
+    ]
+    assert {(one["name"], one["valid"], one["skipped"]) for one in labels} == {("ada", 2, 1), ("bob", 3, 0)}
 
 
-def waiting(ran: Ran, *, judged: int) -> Path:
-    """The folder that a waiting run names."""
+def test_a_policy_that_is_rolled_back_is_left_and_comes_back_when_it_is_promoted_again(
+    tiny_model, tmp_path, monkeypatch
+):
+    workspace = tmp_path / "workspace"
+    command = ("run", people(tmp_path, tiny_model), "-w", workspace)
+    assert waiting(prefloop(*command)) == (0, 1)
+    label(workspace, "ada", monkeypatch, "a", "a", "a")
+    assert waiting(prefloop(*command)) == (0, 2)
+    before = planned(workspace)
+
+    rolled = prefloop("label", "round", "rollback", "-w", workspace)
+    first = before["policy"][0].removeprefix("policy-")
+    assert rolled.out == (
+        f"round 1: policy {first} is rolled back; `prefloop run` goes on from the one before\n"
+    )
+    assert waiting(prefloop(*command)) == (0, 3)  # new answers, by the policy before
+    after = planned(workspace)
+    assert after["policy"][0] == before["policy"][0]
+    assert after["generate"][0] == before["generate"][0]
+    assert after["generate"][1] != before["generate"][1]
+    choice = json.loads((workspace / "artefacts" / after["promote"][0] / "policy.json").read_text())
+    base = next((workspace / "artefacts").glob("base-*")).name
+    assert (choice["promoted"], choice["folder"]) == (False, base)
+
+    assert prefloop("label", "round", "promote", "1", "-w", workspace).code == 0
+    assert waiting(prefloop(*command)) == (0, 2)  # the questions of before
+    label(workspace, "ada", monkeypatch, "a", "a", "a")  # of the round that is waited for, and no other
+    assert prefloop(*command).code == 0
+    again = planned(workspace)
+    kept = json.loads((workspace / "artefacts" / again["promote"][0] / "policy.json").read_text())
+    assert (kept["promoted"], kept["folder"]) == (True, before["policy"][0])
+
+
+def test_a_run_that_waits_for_people_looks_ever_more_rarely_and_goes_on_when_they_are_done(monkeypatch):
+    looks, pauses = iter([(0, 3)] * 4 + [(2, 3)] * 3 + [(3, 3)]), []
+    monkeypatch.setattr(cli.time, "sleep", pauses.append)
+    cli._wait_for_people(lambda: next(looks))
+    assert pauses == [0.5, 0.75, 1.125, 1.6875, 0.5, 0.75, 1.125]
+
+
+def test_with_wait_a_run_goes_on_by_itself_once_people_have_judged(tiny_model, tmp_path, monkeypatch):
+    workspace = tmp_path / "workspace"
+
+    def judging(seconds: float) -> None:  # in place of the pause
+        judge(workspace / "labels.sqlite", "people", likes("nothing"))
+
+    monkeypatch.setattr(cli.time, "sleep", judging)
+    done = prefloop("run", people(tmp_path, tiny_model), "-w", workspace, "--wait")
+    assert (done.code, done.errors) == (0, "")
+    assert "0 of 3 judged in round 2 of people" in done.out.replace("\n", " ")
+
+
+def planned(workspace: Path) -> dict[str, list[str]]:
+    """Names of artefacts by role, in order."""
+    found: dict[str, list[str]] = {}
+    for one in json.loads((workspace / "runs/people/run.json").read_text())["entries"]:
+        found.setdefault(one["role"], []).append(f"{one['kind']}-{one['key']}")
+    return found
+
+
+def waiting(ran: Ran) -> tuple[int, int]:
+    """How many of three are judged, and the number of the round."""
     said = WAITS.search(ran.errors)
     assert ran.code == 3
     assert said is not None, ran.errors
-    assert int(said[1]) == judged
-    assert len(read_tasks(Path(said[2]))) == 3
-    return Path(said[2])
+    return int(said[1]), int(said[2])
+
+
+def label(workspace: Path, name: str, monkeypatch, *keys: str) -> str:
+    """Somebody presses these keys and then closes the terminal; returns the last line that they see."""
+    monkeypatch.setattr(builtins, "input", typing(*keys))
+    labelled = prefloop("label", "terminal", "--as", name, "-w", workspace)
+    assert labelled.code == 0, labelled.errors
+    return labelled.out.splitlines()[-1]
 
 
 def typing(*keys: str):

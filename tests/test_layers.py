@@ -15,8 +15,8 @@ FLOORS = [
     {"losses", "selection", "siblings", "statistics", "agreement"},
     {"attention", "decoding", "lean", "batches", "modeling", "forward", "reward", "trunks"},
     {"generate", "annotate", "train", "evaluate"},
-    {"stages", "pipeline"},
-    {"cli", "screen", "browse", "chat", "doctor", "tokens", "report", "card", "web"},
+    {"stages", "pipeline", "watching"},
+    {"cli", "labelling", "screen", "browse", "chat", "doctor", "tokens", "report", "card", "web"},
 ]  # fmt: skip
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 PARTS = FLOORS[3]
@@ -28,7 +28,9 @@ STARTS_WITHOUT_TORCH = FLOORS[0] | {
     "agreement",
     "stages",
     "pipeline",
+    "watching",
     "cli",
+    "labelling",
     "screen",
     "browse",
     "doctor",

@@ -3,6 +3,8 @@
 Returns rich renderables; text from data and models is escaped and stripped of control characters.
 """
 
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from prefloop.annotate.human import printable
 from prefloop.interfaces import InputError
 from prefloop.records import (
     Comparison,
@@ -34,6 +35,27 @@ STEP_CHARACTERS = 60
 NODES_SHOWN = 40
 PART_STYLES = {"template": "dim", "system": "magenta", "user": "cyan", "assistant": "green"}
 POLICY_KINDS = ("base", "sft", "policy", "promote")
+
+
+ESCAPE_SEQUENCE = re.compile(
+    r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles, links, clipboard
+    r"|\x1b[PX^_][^\x1b]*(?:\x1b\\)?"  # device control strings
+    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"  # colours, cursor
+    r"|\x1b[ -/]*[0-~]?"
+)
+CONTROL_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode: controls, directions of writing, halves of characters, line and paragraph separators."""
+KEPT_CONTROLS = frozenset("\n\t\u200c\u200d")
+"""Line feed, tab, and the joiners that Persian, Hindi and emoji are written with."""
+
+
+def printable(text: str) -> str:
+    """The text without terminal escapes, control characters and marks that turn the direction of writing."""
+    return "".join(
+        sign
+        for sign in ESCAPE_SEQUENCE.sub("", text)
+        if sign in KEPT_CONTROLS or unicodedata.category(sign) not in CONTROL_CATEGORIES
+    )
 
 
 def shown(text: str) -> str:

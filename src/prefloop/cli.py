@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -28,9 +28,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from prefloop import __version__, config, pipeline
+from prefloop import __version__, config, labelling, pipeline
 from prefloop.config import Experiment
-from prefloop.interfaces import InputError, PrefloopError
+from prefloop.interfaces import InputError, PrefloopError, Waiting
 from prefloop.interfaces import Progress as Report
 from prefloop.records import Group
 from prefloop.screen import (
@@ -51,7 +51,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+app.add_typer(labelling.app, name="label")
 INTERRUPTED = 130
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
+"""Between two looks at a label store."""
 PRESETS = ("quickstart", "iterative-dpo", "offline-dpo", "raft", "human")
 
 ExperimentFile = Annotated[Path, typer.Argument(help="Experiment file (YAML); `prefloop init` writes one.")]
@@ -102,10 +105,27 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @app.command(epilog="Example: `prefloop run my.yaml loop.batches=5 runtime.device=cpu`")
-def run(experiment: ExperimentFile, overrides: Overrides = None, workspace: WorkspaceOption = None) -> None:
+def run(
+    experiment: ExperimentFile,
+    overrides: Overrides = None,
+    workspace: WorkspaceOption = None,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait", help="Stay while people judge, and go on when there are enough judgements."),
+    ] = False,
+) -> None:
     """Run an experiment, or continue it where it stopped."""
     x = config.load(experiment, overrides or [])
-    _run(x, _workspace(x, workspace), command=f"prefloop run {experiment}")
+    command = f"prefloop run {experiment}"
+    while True:
+        try:
+            return _run(x, _workspace(x, workspace), command=command)
+        except Waiting as waiting:
+            if not wait or waiting.look is None:
+                raise
+            console.print(escape(str(waiting)), highlight=False, soft_wrap=True)
+            with _interruptible(None, f"{command} --wait"):
+                _wait_for_people(waiting.look)
 
 
 @app.command(epilog="Example: `prefloop quickstart --workspace /tmp/first --seed 1`")
@@ -128,6 +148,20 @@ def quickstart(
     _run(x, _workspace(x, workspace), command="prefloop quickstart")
 
 
+def _wait_for_people(look: Callable[[], tuple[int, int]]) -> None:
+    """Looks now and then how far people are, more rarely while nothing happens, until a run can go on."""
+    pause, before = SHORTEST_PAUSE_S, -1
+    with _bar("judged") as progress:
+        while True:
+            done, wanted = look()
+            progress(done, wanted)
+            if done >= wanted:
+                return
+            pause = SHORTEST_PAUSE_S if done > before else min(1.5 * pause, LONGEST_PAUSE_S)
+            before = done
+            time.sleep(pause)
+
+
 def _run(x: Experiment, workspace: Workspace, *, command: str) -> None:
     for warning in warnings_of(x):
         console.print(f"[yellow]Note:[/] {escape(warning)}")
@@ -145,12 +179,13 @@ def _run(x: Experiment, workspace: Workspace, *, command: str) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible(screen: "Screen", command: str) -> Iterator[None]:
+def _interruptible(screen: "Screen | None", command: str) -> Iterator[None]:
     """Ctrl-C ends the process and says how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        screen.stop()
+        if screen is not None:
+            screen.stop()
         errors.print(f"\nStopped. Finished work is kept: `{command}` continues from here.", highlight=False)
         _leave_interrupted()
 
@@ -540,19 +575,6 @@ def export(
         artefact = space.find(f"generate-{artefact.manifest['inputs']['groups']}")
     written = write(artefact.path, format, out, judgements)
     console.print(f"{escape(str(out))}: {written} rows", highlight=False, soft_wrap=True)
-
-
-@app.command(epilog="Example: `prefloop label workspace/human/annotate-3f2a --as ada`")
-def label(
-    folder: Annotated[Path, typer.Argument(help="Folder that `prefloop run` named when it stopped to wait.")],
-    annotator: Annotated[
-        str, typer.Option("--as", help="Your name; it is kept with every judgement.")
-    ] = "me",
-) -> None:
-    """Judge completions in the terminal, side by side and blind. Everything is saved at once; stop at any time."""
-    from prefloop.annotate.human import label_in_terminal
-
-    label_in_terminal(folder, annotator, ask=input, show=print)
 
 
 @app.command(epilog="Example: `prefloop gc --yes`")

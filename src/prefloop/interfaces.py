@@ -3,7 +3,7 @@
 A part is a Protocol whose main method yields rows, so that streaming, progress and resume live once, in the stage.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from prefloop.records import Comparison, Completion, Group, Prompt, Refusal, Score
@@ -29,6 +29,11 @@ class Waiting(PrefloopError):
     """People have not judged enough yet; the next run goes on from here."""
 
     exit_code = 3
+
+    def __init__(self, message: str, look: Callable[[], tuple[int, int]] | None = None) -> None:
+        super().__init__(message)
+        self.look = look
+        """Tells, at little cost, how much is judged by now and how much is wanted; equal when a run can go on."""
 
 
 class Progress(Protocol):

@@ -6,29 +6,19 @@ is missing. So the plan is exact, resume is the same call again, and variants sh
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prefloop import stages
 from prefloop.config import MAIN_ARM, Experiment
-from prefloop.interfaces import InputError, PrefloopError, Progress, no_progress
+from prefloop.interfaces import InputError, PrefloopError, Progress
 from prefloop.store import Artefact, Stage, Workspace, disk_errors, read_json, write_json
 from prefloop.tracking import Tracker
+from prefloop.watching import Entry, Watcher, followed
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One stage of one arm, in the order of the loop."""
-
-    arm: str
-    iteration: int | None
-    role: str
-    stage: Stage
-    artefact: Artefact
 
 
 @dataclass
@@ -39,6 +29,8 @@ class Planner:
     arm: str = MAIN_ARM
     iteration: int | None = None
     entries: list[Entry] = field(default_factory=list)
+    decisions: Mapping[str, Literal["promote", "reject"]] = field(default_factory=dict)
+    """What people decided about policies, by key; the loop's gate has no say there."""
 
     def __call__(self, stage: Stage, role: str | None = None) -> Artefact:
         """The artefact that the stage has, or will have."""
@@ -220,7 +212,10 @@ def gate(
     reference: Artefact,
     reward: Artefact | None,
 ) -> tuple[Artefact, Artefact | None]:
-    """The policy to go on with and its evaluation: the candidate's, unless the gate sends it back."""
+    """The policy to go on with and its evaluation: the candidate's, unless people or the gate send it back."""
+    if verdict := do.decisions.get(candidate.key):
+        kept = do(stages.decided(candidate, policy, evaluations, verdict))
+        return kept, kept if evaluations[0] else None
     if x.loop.gate.metric == "none":
         return candidate, evaluations[0]
     before = measure(x, do, policy, prompts, reference, reward, split="gate", role="gate before")
@@ -265,24 +260,11 @@ def label_costs(x: Experiment) -> list[int]:
 def plan(x: Experiment, workspace: Workspace) -> list[Entry]:
     """Every stage of every arm, in order, without computing anything."""
     entries: list[Entry] = []
+    decisions = stages.decisions(x, workspace)
     for name, variant in {MAIN_ARM: x, **{name: x.arm(name) for name in x.arms}}.items():
-        planner = Planner(workspace, name, entries=entries)
+        planner = Planner(workspace, name, entries=entries, decisions=decisions)
         online_loop(variant, planner)
     return entries
-
-
-class Watcher:
-    """Told what a run does; the command line draws it. This one stays silent."""
-
-    def begins(self, entry: Entry, number: int, total: int) -> Progress:
-        """A stage is about to be built; returns where its progress goes."""
-        return no_progress
-
-    def ends(self, entry: Entry, seconds: float, reused: bool) -> None:
-        """A stage is there."""
-
-    def waits(self, entry: Entry) -> None:
-        """Another process is building this stage."""
 
 
 def run(x: Experiment, workspace: Workspace, watcher: Watcher) -> list[Entry]:
@@ -292,7 +274,7 @@ def run(x: Experiment, workspace: Workspace, watcher: Watcher) -> list[Entry]:
     write_run(x, workspace, entries)
     with disk_errors(workspace.root), Tracker(run_folder(workspace, x.name), x) as tracker:
         seen: set[str] = set()
-        for entry in build_all(workspace, entries, watcher):
+        for entry in build_all(workspace, entries, followed(x, workspace, entries, watcher)):
             if entry.artefact.name not in seen:
                 tracker.stage(entry.arm, entry.iteration, entry.role, entry.artefact)
             seen.add(entry.artefact.name)

@@ -108,7 +108,7 @@ def pairs_of(
         return [], "refused" if any(isinstance(one, Refusal) for one in judgements) else "short"
     if comparisons and len({frozenset((one.a, one.b)) for one in comparisons}) == 1:
         return _from_one_comparison(group, comparisons, options)
-    values = {one.completion_id: one.value for one in scores}
+    values = mean_scores(scores)
     if comparisons:
         values = knockout_places(group, comparisons) or win_shares(comparisons)
     annotator = (comparisons or scores)[0].annotator
@@ -184,6 +184,14 @@ def _from_one_comparison(
         annotator=votes[0].annotator if len(votes) == 1 else f"{len(votes)} votes",
     )
     return [pair], None
+
+
+def mean_scores(scores: Sequence[Score]) -> dict[str, float]:
+    """Each completion's score; where several people gave one, their mean."""
+    given: dict[str, list[float]] = {}
+    for one in scores:
+        given.setdefault(one.completion_id, []).append(one.value)
+    return {completion_id: sum(values) / len(values) for completion_id, values in given.items()}
 
 
 def win_shares(comparisons: Sequence[Comparison]) -> dict[str, float]:

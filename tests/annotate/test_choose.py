@@ -36,7 +36,6 @@ SCORERS = {
 COMPARERS = {
     "judge": {"base_url": "http://localhost/v1", "model": "m"},
     "simulated": {"gold": GOLD},
-    "human": {},
 }
 
 
@@ -45,7 +44,6 @@ def make_comparer(one, tmp_path: Path):
         one,
         seed=0,
         cache=tmp_path / "cache",
-        human_folder=tmp_path / "human",
         reward_scorer=Reward,
         runtime=RUNTIME,
     )

@@ -1,251 +1,338 @@
-"""People, tasks in a folder, and a terminal."""
+"""People as annotators, through the label store."""
 
-import json
-from concurrent.futures import ThreadPoolExecutor
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
-from prefloop.annotate.human import (
-    JUDGEMENTS,
-    TASKS,
-    HumanComparer,
-    HumanJudgement,
-    append_judgement,
-    label_in_terminal,
-    printable,
-    read_tasks,
-    read_valid,
-    shown_order,
-)
-from prefloop.config import HumanAnnotator
-from prefloop.interfaces import InputError, PairTask, Waiting
-from prefloop.records import Comparison, Message, Prompt, Refusal, file_completion
+from people import always, judge, likes, opened, tasks
+from prefloop import selection
+from prefloop.annotate.human import Asked, People, Question
+from prefloop.config import HumanAnnotator, SelectSection
+from prefloop.interfaces import InputError, Waiting
+from prefloop.labels import queue, rounds, schema
+from prefloop.labels.errors import Frozen
+from prefloop.records import Comparison, Group, Message, Prompt, Refusal, Score, file_completion
+
+PROJECT = "tales"
 
 
-def task(index: int, a: str = "left", b: str = "right") -> PairTask:
+def question(index: int, *texts: str, **about) -> Question:
     prompt = Prompt.of((Message(role="user", content=f"question {index}"),))
-    return PairTask(prompt, file_completion(prompt, a), file_completion(prompt, b, 1))
+    answers = tuple(
+        file_completion(prompt, text, place) for place, text in enumerate(texts or ("left", "right"))
+    )
+    return Question(prompt, answers, **about)
 
 
-def comparer(folder, **options) -> HumanComparer:
-    return HumanComparer(HumanAnnotator(kind="human", **options), folder)
+def questions(number: int) -> list[Question]:
+    return [question(index) for index in range(number)]
 
 
-def publish(folder, number: int = 1, **options) -> list[PairTask]:
-    tasks = [task(index) for index in range(number)]
+@pytest.fixture
+def store(tmp_path) -> Path:
+    return tmp_path / "labels.sqlite"
+
+
+def ask(store: Path, asked: list[Question], **options):
+    """What people said, as rows; Waiting where it is too little."""
+    found, rows = People(HumanAnnotator(kind="human", **options), Asked(str(store), PROJECT)).judge(asked)
+    return found, list(rows)
+
+
+def publish(store: Path, asked: list[Question], **options) -> None:
     with pytest.raises(Waiting):
-        comparer(folder, **options).compare(tasks)
-    return tasks
+        ask(store, asked, **options)
 
 
-def label(folder, *keys: str, annotator: str = "ann") -> list[str]:
-    """Types the keys, then closes the input; returns what was shown and asked."""
-    typed, shown = iter(keys), []
-
-    def ask(question: str) -> str:
-        shown.append(question)
-        try:
-            return next(typed)
-        except StopIteration:
-            raise EOFError from None
-
-    label_in_terminal(folder, annotator, ask, shown.append)
-    return shown
-
-
-def first_key(folder, place: int, wanted: str, annotator: str = "ann") -> str:
-    """The key that says that completion `wanted` of the task is better."""
-    order = shown_order(read_tasks(folder)[place].id, annotator)
-    return "ab"[order.index(wanted)]
-
-
-def test_a_batch_waits_until_its_quorum_is_judged_and_says_how_to_go_on(tmp_path):
-    tasks = publish(tmp_path, 3)
-    label(tmp_path, "t")
+def test_a_round_waits_until_its_quorum_is_judged_and_says_how_to_go_on(store):
+    publish(store, questions(3))
+    judge(store, PROJECT, likes("left"), most=1)
     with pytest.raises(
-        Waiting, match=r"1 of 3 tasks judged, 3 wanted; label with `prefloop label .*`"
+        Waiting, match=r"1 of 3 judged in round 1 of tales, 3 wanted; label in a browser with"
     ) as caught:
-        comparer(tmp_path).compare(tasks)
-    assert str(tmp_path) in str(caught.value)
-    label(tmp_path, "t", "t")
-    assert [row.p_a for row in comparer(tmp_path).compare(tasks)] == [0.5] * 3
+        ask(store, questions(3))
+    assert f"--store {store}" in str(caught.value)
+    assert caught.value.look is not None
+    assert caught.value.look() == (1, 3)
+    judge(store, PROJECT, likes("left"))
+    assert caught.value.look() == (3, 3)
+    found, rows = ask(store, questions(3))
+    assert (found.state, [row.p_a for row in rows]) == ("frozen", [1.0] * 3)
 
 
-def test_verdicts_name_completions_whichever_side_they_were_shown_on(tmp_path):
-    tasks = publish(tmp_path, 20)
-    label(tmp_path, *[first_key(tmp_path, place, "a") for place in range(20)])
-    rows = list(comparer(tmp_path).compare(tasks))
-    assert {row.p_a for row in rows} == {1.0}
+def test_verdicts_name_completions_whichever_side_they_were_shown_on(store):
+    asked = questions(20)
+    publish(store, asked)
+    judge(store, PROJECT, likes("left", strength=2))
+    _, rows = ask(store, asked)
+    assert {(row.p_a, row.strength, row.labels) for row in rows} == {(1.0, 2, 1)}
     assert {row.presented for row in rows} == {"ab", "ba"}
-    assert {(row.annotator, row.labels) for row in rows} == {("human/ann", 1)}
-    assert [(row.a, row.b) for row in rows] == [(one.a.id, one.b.id) for one in tasks]
+    assert [(row.a, row.b) for row in rows] == [tuple(text.id for text in one.completions) for one in asked]
 
 
-def test_numbers_and_capitals_are_keys_too(tmp_path):
-    tasks = publish(tmp_path, 2)
-    label(tmp_path, "x", "1", " B ")
-    sides = [shown_order(one.id, "ann") for one in read_tasks(tmp_path)]
-    rows = list(comparer(tmp_path).compare(tasks))
-    assert rows[0].p_a == (1.0 if sides[0] == "ab" else 0.0)
-    assert rows[1].p_a == (0.0 if sides[1] == "ab" else 1.0)
+def test_tasks_are_published_once_with_how_they_were_chosen(store):
+    asked = [question(0, strategy="max_min", score=1.5, probability=0.8, reward_p=0.82)]
+    publish(store, asked)
+    publish(store, asked)
+    (published,) = tasks(store)
+    assert (published.strategy, published.score, published.probability, published.reward_p) == (
+        "max_min",
+        1.5,
+        0.8,
+        0.82,
+    )
 
 
-def test_the_screen_shows_the_texts_in_their_order_and_no_ids(tmp_path):
-    tasks = publish(tmp_path)
-    shown = "\n".join(label(tmp_path, "q"))
-    order = ["left", "right"] if shown_order(read_tasks(tmp_path)[0].id, "ann") == "ab" else ["right", "left"]
-    assert f"ANSWER A\n  | {order[0]}\nANSWER B\n  | {order[1]}" in shown
-    assert tasks[0].a.id not in shown and tasks[0].prompt.id not in shown
-
-
-def test_the_published_file_does_not_say_which_policy_wrote_a_text(tmp_path):
-    one = task(0)
-    one = one._replace(a=one.a.model_copy(update={"policy": "policy-key", "policy_version": 3}))
-    with pytest.raises(Waiting):
-        comparer(tmp_path).compare([one])
-    assert "policy" not in (tmp_path / TASKS).read_text()
-
-
-def test_quorum_leaves_the_rest_as_refusals_that_cost_nothing(tmp_path):
-    tasks = publish(tmp_path, 4, quorum=0.5)
-    label(tmp_path, "t", "t")
-    rows = list(comparer(tmp_path, quorum=0.5).compare(tasks))
+def test_a_change_of_the_quorum_keeps_the_round_and_what_was_judged(store):
+    publish(store, questions(4))
+    judge(store, PROJECT, likes("right"), most=2)
+    _, rows = ask(store, questions(4), quorum=0.5)
     assert [type(row) for row in rows] == [Comparison, Comparison, Refusal, Refusal]
     assert {(row.reason, row.labels) for row in rows[2:]} == {("not_judged", 0)}
+    assert len(tasks(store)) == 4
 
 
-def test_overlap_wants_several_people_and_offers_no_task_twice(tmp_path):
-    tasks = publish(tmp_path, 1, overlap=2)
-    label(tmp_path, "t", "t", "t")
+def test_other_guidelines_are_another_round(store, tmp_path):
+    guide = tmp_path / "guide.md"
+    guide.write_text("Be kind.")
+    publish(store, questions(1), guidelines=str(guide))
+    guide.write_text("Be brief.")
+    publish(store, questions(1), guidelines=str(guide))
+    assert [one.guideline_version for one in tasks(store)] == [1, 2]
+    with opened(store) as database:
+        assert [one.number for one in database.read(lambda c: rounds.rounds_of(c, PROJECT))] == [1, 2]
+
+
+def test_a_frozen_round_says_the_same_for_ever(store):
+    publish(store, questions(3))
+    judge(store, PROJECT, likes("left"), most=2)
+    with opened(store) as database:
+        somebody = database.write(lambda c: queue.claim(c, database.now(), PROJECT, person_named(c, "ann")))
+        before = ask(store, questions(3), quorum=0.6)
+        # who still had the page open sends it: paid work is kept, and counts for nothing
+        late = database.write(
+            lambda c: queue.submit(
+                c,
+                database.now(),
+                somebody.token,
+                person_named(c, "ann"),
+                queue.Submission(value={"strength": 8}),
+            )
+        )
+        with pytest.raises(Frozen):
+            database.write(lambda c: revise_first(c, database.now()))
+    assert late.state == "late"
+    assert judge(store, PROJECT, likes("right"), name="bob") == 0
+    assert ask(store, questions(3), quorum=0.6) == before
+    assert ask(store, questions(3)) == before
+
+
+def person_named(connection, name):
+    from prefloop.labels.people import find_person
+
+    return find_person(connection, name=name)
+
+
+def revise_first(connection, now):
+    first = connection.execute(sa.select(sa.func.min(schema.judgement.c.id))).scalar_one()
+    said = queue.Submission(value={"strength": 8})
+    return queue.revise(connection, now, first, person_named(connection, "ann"), said, "another-key")
+
+
+def test_the_last_word_before_the_freeze_counts(store):
+    publish(store, questions(2))
+    judge(store, PROJECT, likes("left"), most=1)
+    with opened(store) as database:
+        database.write(lambda c: revise_first(c, database.now()))
+        shown = database.read(lambda c: c.execute(sa.select(schema.judgement.c.presented)).scalars().all())
+    judge(store, PROJECT, likes("left"))
+    _, rows = ask(store, questions(2))
+    # 8 says that the second text on the screen is better
+    assert [row.p_a for row in rows] == [0.0 if shown[0] == [0, 1] else 1.0, 1.0]
+
+
+def test_overlap_wants_several_people_and_offers_no_task_twice(store):
+    publish(store, questions(1), overlap=2)
+    assert judge(store, PROJECT, likes("left")) == 1
     with pytest.raises(Waiting, match="0 of 1"):
-        comparer(tmp_path, overlap=2).compare(tasks)
-    label(tmp_path, "t", annotator="bob")
-    assert any("Nothing is left" in line for line in label(tmp_path, "t", annotator="eve"))
-    rows = list(comparer(tmp_path, overlap=2).compare(tasks))
-    assert [row.annotator for row in rows] == ["human/ann", "human/bob"]
+        ask(store, questions(1), overlap=2)
+    assert judge(store, PROJECT, likes("right"), name="bob") == 1
+    assert judge(store, PROJECT, likes("left"), name="eve") == 0
+    _, rows = ask(store, questions(1), overlap=2)
+    assert [row.p_a for row in rows] == [1.0, 0.0]
+    assert len({row.annotator for row in rows}) == 2
 
 
-def test_a_skip_is_a_refusal_with_its_reason_and_counts_as_judged(tmp_path):
-    tasks = publish(tmp_path, 2)
-    label(tmp_path, "s", "too \x1b[31mlong", "s", "")
-    rows = list(comparer(tmp_path).compare(tasks))
-    assert [(type(row), row.reason, row.labels) for row in rows] == [
-        (Refusal, "too long", 1),
-        (Refusal, "skipped", 1),
+def test_skips_and_both_bad_are_refusals_and_ties_are_comparisons(store):
+    publish(store, questions(3))
+    judge(store, PROJECT, always(skip="too_long"), most=1)
+    judge(store, PROJECT, always(verdict="both_bad"), most=1)
+    judge(store, PROJECT, always(verdict="tie"), most=1)
+    _, rows = ask(store, questions(3))
+    assert [(type(row), getattr(row, "reason", None), row.labels) for row in rows] == [
+        (Refusal, "too_long", 1),
+        (Refusal, "both_bad", 1),
+        (Comparison, None, 1),
+    ]
+    assert rows[2].p_a == 0.5
+
+
+def test_a_ranking_of_four_with_a_tie_gives_five_pairs_that_weigh_one_together(store):
+    asked = [question(0, "a", "b", "c", "d")]
+    publish(store, asked, task="rank")
+
+    def rank(shown):
+        place = {text: number for number, text in enumerate(shown["texts"])}
+        return {"groups": [[place["b"]], [place["a"], place["d"]], [place["c"]]]}
+
+    judge(store, PROJECT, rank)
+    _, rows = ask(store, asked, task="rank")
+    texts = {one.id: one.text for one in asked[0].completions}
+    assert [(texts[row.a], texts[row.b], row.p_a) for row in rows] == [
+        ("a", "b", 0.0),
+        ("a", "c", 1.0),
+        ("a", "d", 0.5),
+        ("b", "c", 1.0),
+        ("b", "d", 1.0),
+        ("c", "d", 0.0),
+    ]
+    assert sum(row.labels for row in rows) == 1
+    group = Group(prompt=asked[0].prompt, completions=asked[0].completions)
+    pairs, _ = selection.pairs_of(group, rows, SelectSection(pairs_per_prompt="all"), seed=0)
+    assert {(one.chosen.text, one.rejected.text, one.weight) for one in pairs} == {
+        ("b", "a", 0.2),
+        ("b", "d", 0.2),
+        ("b", "c", 0.2),
+        ("a", "c", 0.2),
+        ("d", "c", 0.2),
+    }
+
+
+def test_what_nobody_can_rank_is_a_refusal(store):
+    asked = [question(0, "a", "b", "c")]
+    publish(store, asked, task="rank")
+    judge(store, PROJECT, always(unrankable=[0, 1, 2]))
+    _, rows = ask(store, asked, task="rank")
+    assert [(type(row), row.reason) for row in rows] == [(Refusal, "cannot_be_ranked")]
+
+
+def test_a_form_gives_the_overall_rating_as_score_and_flags_as_parts(store):
+    asked = [question(0, "a"), question(1, "b")]
+    publish(store, asked, task="form")
+    judge(store, PROJECT, always(ratings={"overall": 6}, flags={"hallucination": True}), most=1)
+    judge(store, PROJECT, always(ratings={"overall": 2}), most=1)
+    _, rows = ask(store, asked, task="form")
+    assert [(type(row), row.value, row.parts) for row in rows] == [
+        (Score, 6.0, {"hallucination": 1.0}),
+        (Score, 2.0, {"hallucination": 0.0}),
     ]
 
 
-def test_undo_appends_rows_and_the_last_word_counts(tmp_path):
-    tasks = publish(tmp_path, 2)
-    better = first_key(tmp_path, 0, "a")
-    label(tmp_path, better, "u", "t", "t")
-    rows = [json.loads(line) for line in (tmp_path / JUDGEMENTS).read_text().splitlines()]
-    assert [row["verdict"] for row in rows] == ["a", "withdrawn", "tie", "tie"]
-    assert [row["supersedes"] for row in rows] == [None, rows[0]["id"], rows[1]["id"], None]
-    assert len({row["id"] for row in rows}) == 4
-    assert [row.p_a for row in comparer(tmp_path).compare(tasks)] == [0.5, 0.5]
-
-
-def test_undo_reaches_back_to_earlier_sessions_and_opens_the_task_again(tmp_path):
-    tasks = publish(tmp_path)
-    assert label(tmp_path, "t", "")[-1] == "1 of 1 tasks judged by ann."
-    label(tmp_path, "u", "q")
-    with pytest.raises(Waiting, match="0 of 1"):
-        comparer(tmp_path).compare(tasks)
-    assert any("nothing to undo" in line for line in label(tmp_path, "u", "q"))
-
-
-def test_whoever_comes_back_goes_on_where_they_stopped(tmp_path):
-    publish(tmp_path, 3)
-    assert label(tmp_path, "t")[-1] == "1 of 3 tasks judged by ann."
-    shown = "\n".join(label(tmp_path, "t"))
-    assert "question 0" not in shown and "question 1" in shown
-
-
-def test_a_row_cut_off_by_a_kill_is_ignored_and_then_overwritten(tmp_path):
-    tasks = publish(tmp_path, 2)
-    label(tmp_path, "t")
-    path = tmp_path / JUDGEMENTS
-    path.write_bytes(path.read_bytes() + b'{"id": "half a r')
-    with pytest.raises(Waiting, match="1 of 2"):
-        comparer(tmp_path).compare(tasks)
-    label(tmp_path, "t")
-    assert len(list(comparer(tmp_path).compare(tasks))) == 2
-
-
-def test_a_damaged_row_is_named_by_its_line(tmp_path):
-    tasks = publish(tmp_path)
-    (tmp_path / JUDGEMENTS).write_text("{}\n")
-    with pytest.raises(InputError, match=r"judgements.jsonl line 1"):
-        comparer(tmp_path).compare(tasks)
-
-
-def judge_many(folder, annotator: str) -> None:
-    for index in range(50):
-        append_judgement(
-            folder,
-            HumanJudgement(
-                id=f"{annotator}{index}",
-                task_id=str(index),
-                annotator=annotator,
-                verdict="tie",
-                presented="ab",
-            ),
+def test_scores_of_several_people_are_averaged():
+    asked = question(0, "a", "b")
+    group = Group(prompt=asked.prompt, completions=asked.completions)
+    scores = [
+        Score(
+            prompt_id=asked.prompt.id,
+            completion_id=group.completions[place].id,
+            value=value,
+            annotator="human/x",
         )
+        for place, value in ((0, 7), (0, 2), (1, 5), (1, 6))
+    ]
+    (pair,), _ = selection.pairs_of(group, scores, SelectSection(), seed=0)
+    assert (pair.chosen.text, pair.margin) == ("b", 1.0)  # 5.5 against 4.5
 
 
-def test_people_at_the_same_time_lose_no_judgement(tmp_path):
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(judge_many, [tmp_path] * 2, ("ann", "bob")))
-    assert [len(rows) for rows in read_valid(tmp_path).values()] == [2] * 50
+def test_labels_trigger_a_round_once(store):
+    trigger = {"labels": 2}
+    publish(store, questions(5), trigger=trigger)
+    judge(store, PROJECT, always(verdict="tie"), most=2)
+    publish(store, questions(5), trigger=trigger)  # ties do not say which is better
+    judge(store, PROJECT, likes("left"), most=2)
+    found, _ = ask(store, questions(5), trigger=trigger)
+    again, _ = ask(store, questions(5), trigger={"labels": 1})
+    assert found == again
+    with opened(store) as database:
+        freezes = sa.select(schema.audit.c.detail).where(schema.audit.c.action == "round.freeze")
+        assert [one["reason"] for one in database.read(lambda c: c.execute(freezes).scalars().all())] == [
+            "2 verdicts that say which is better"
+        ]
 
 
-def test_publishing_the_same_tasks_again_keeps_the_file(tmp_path):
-    publish(tmp_path, 2)
-    before = (tmp_path / TASKS).stat().st_mtime_ns
-    publish(tmp_path, 2)
-    assert (tmp_path / TASKS).stat().st_mtime_ns == before
+def test_a_reward_model_that_people_contradict_closes_the_round(store):
+    asked = [question(index, strategy="random", reward_p=0.9) for index in range(60)]
+    publish(store, asked, trigger={"disagreement": 0.4})
+    judge(store, PROJECT, likes("left"), most=15)
+    judge(store, PROJECT, likes("right"), most=14)
+    publish(store, asked, trigger={"disagreement": 0.4})  # 29 choices are too few to say
+    judge(store, PROJECT, likes("right"), most=1)
+    found, _ = ask(store, asked, trigger={"disagreement": 0.4})  # 15 of 30
+    assert found.state == "frozen"
 
 
-def test_a_batch_without_tasks_needs_nobody(tmp_path):
-    assert list(comparer(tmp_path).compare([])) == []
+def test_a_spent_budget_is_named(store, tmp_path):
+    settings = tmp_path / "project.yaml"
+    settings.write_text("cents: {pairwise: 5}\nbudget_cents: 10\n")
+    publish(store, questions(3), settings=str(settings))
+    assert judge(store, PROJECT, likes("left")) == 2
+    with pytest.raises(Waiting, match="its budget of 10 cents is spent"):
+        ask(store, questions(3), settings=str(settings))
+    with opened(store) as database:
+        found = database.read(lambda c: rounds.numbered_round(c, PROJECT, None))
+        assert database.read(lambda c: rounds.spent_cents(c, found.id)) == found.spent_cents == 10
 
 
-def test_a_folder_without_tasks_is_an_input_error(tmp_path):
-    with pytest.raises(InputError, match=r"no tasks.jsonl"):
-        label(tmp_path, "q")
-
-
-@pytest.mark.parametrize("name", ["", "  ", "a\nb", "a\x1b[31mb"])
-def test_a_name_that_cannot_be_shown_is_an_input_error(tmp_path, name):
-    publish(tmp_path)
-    with pytest.raises(InputError, match="give a name"):
-        label(tmp_path, "q", annotator=name)
+def test_a_round_without_questions_needs_nobody(store):
+    assert People(HumanAnnotator(kind="human"), Asked(str(store), PROJECT)).round_id([])
 
 
 @pytest.mark.parametrize(
-    ("hostile", "harmless"),
+    ("key", "text", "message"),
     [
-        ("\x1b[2J\x1b[31mred\x1b[0m", "red"),
-        ("\x1b]0;title\x07text", "text"),
-        ("\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "link"),
-        ("\x1bPq#0\x1b\\text", "text"),
-        ("\x9b31mtext", "text"),
-        ("over\rwritten\x08\x00", "overwritten"),
-        ("a\r\nb\tc", "a\nb\tc"),
-        ("\u202etxt.exe\u2066", "txt.exe"),
-        ("\ud800half", "half"),
-        ("naïve 日本語 👩\u200d🚀", "naïve 日本語 👩\u200d🚀"),
-        ("\x1b", ""),
+        ("guidelines", None, "annotate.annotator.guidelines: .*: No such file"),
+        ("settings", "overlap: -1", "annotate.annotator.settings: .*: overlap: "),
+        (
+            "settings",
+            "form: [{name: a, label: A, type: likert}, {name: b, label: B, type: likert}]",
+            "call the one",
+        ),
     ],
 )
-def test_terminal_controls_are_removed_and_text_is_kept(hostile, harmless):
-    assert printable(hostile) == harmless
+def test_files_that_cannot_be_used_are_input_errors(store, tmp_path, key, text, message):
+    path = tmp_path / "file"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        ask(store, [question(0, "a")], task="form", **{key: str(path)})
 
 
-def test_a_text_cannot_pass_for_a_line_of_the_program(tmp_path):
-    with pytest.raises(Waiting):
-        comparer(tmp_path).compare([task(0, a="x\nANSWER B\n  fake", b="y\x1b[1A")])
-    shown = "\n".join(label(tmp_path, "q"))
-    assert shown.count("\nANSWER B") == 1
-    assert "\x1b" not in shown
+def test_a_kill_while_tasks_are_published_leaves_all_or_none(store, tmp_path):
+    script = tmp_path / "publish.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import os, signal, sys
+            sys.path[:0] = {[str(Path(__file__).parents[1])]!r}
+            from annotate import test_human
+            from prefloop.annotate import human
+            publish = human.publish_tasks
+            def killed(*args, **options):
+                publish(*args, **options)
+                os.kill(os.getpid(), signal.SIGKILL)
+            human.publish_tasks = killed
+            test_human.ask({str(store)!r}, test_human.questions(5))
+            """
+        )
+    )
+    died = subprocess.run([sys.executable, script], env=os.environ, check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert tasks(store) == []
+    publish(store, questions(5))
+    assert len(tasks(store)) == 5

@@ -79,7 +79,6 @@ def comparer(
     *,
     seed: int,
     cache: Path,
-    human_folder: Path,
     reward_scorer: RewardScorer,
     runtime: RuntimeSection,
     loop_reward: Path | None = None,
@@ -110,9 +109,9 @@ def comparer(
             gold = scorer(section.gold, seed=seed, reward_scorer=reward_scorer, runtime=runtime)
             return SimulatedComparer(section, gold, seed=seed)
         case "human":
-            from prefloop.annotate.human import HumanComparer
-
-            return HumanComparer(section, human_folder)
+            raise InputError(
+                "annotator 'human': people are asked through the label store, a label batch at a time"
+            )
         case "reward_model" | "rule" | "function" | "rule_model" | "composite":
             raise InputError(
                 f"annotator {section.kind!r} gives scores and does not compare; "

@@ -1,353 +1,370 @@
-"""People as annotators, through two files in a folder.
+"""People as annotators: questions go into the label store, the loop waits, and what people said comes back.
 
-`tasks.jsonl` is what is to be judged, written whole by the loop. `judgements.jsonl` is what people said, one row each,
-only ever appended to: an undo is a new row that names the one it takes back. Whoever labels sees neither which policy
-wrote a text nor a fixed order, and no text can reach the terminal's controls.
+Questions are published once, as a round whose id is a hash of what is asked; whoever asks the same again finds the round
+as it is. When enough is judged the round is frozen, and what was said up to its watermark is read, the same for ever.
 """
 
+import contextlib
+import hashlib
+import itertools
+import json
 import math
-import os
-import re
-import unicodedata
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any
 
-from filelock import FileLock
-from pydantic import Field, ValidationError
+import sqlalchemy as sa
 
 from prefloop.config import HumanAnnotator
-from prefloop.interfaces import InputError, PairTask, Waiting
-from prefloop.records import Comparison, Message, Record, Refusal, content_id
-from prefloop.store import write_rows
+from prefloop.interfaces import InputError, Waiting
+from prefloop.labels import rounds, serving
+from prefloop.labels.audit import SYSTEM
+from prefloop.labels.database import Database, open_database
+from prefloop.labels.errors import LabelError
+from prefloop.labels.people import join_admins
+from prefloop.labels.projects import ProjectConfig, parse_config
+from prefloop.labels.publish import (
+    NewTask,
+    add_project,
+    configure_project,
+    project_config,
+    publish_guidelines,
+    publish_tasks,
+)
+from prefloop.labels.rounds import Round, Standing
+from prefloop.labels.schema import project as project_table
+from prefloop.labels.triggers import Trigger, fired
+from prefloop.labels.values import p_a_of
+from prefloop.records import Comparison, Completion, Judgement, Prompt, Refusal, Score, content_id
 
-TASKS = "tasks.jsonl"
-JUDGEMENTS = "judgements.jsonl"
 NOT_JUDGED = "not_judged"
+BOTH_BAD = "both_bad"
+UNRANKABLE = "cannot_be_ranked"
 SKIPPED = "skipped"
-P_A = {"a": 1.0, "b": 0.0, "tie": 0.5}
-
-R = TypeVar("R", bound=Record)
-Verdict = Literal["a", "b", "tie", "skip", "withdrawn"]
-
-
-class HumanTask(Record):
-    """What one person is shown; it does not say who wrote the texts."""
-
-    id: str
-    prompt_id: str
-    messages: tuple[Message, ...]
-    a: str
-    """Id of the completion `text_a`."""
-    b: str
-    text_a: str
-    text_b: str
-    overlap: int = Field(ge=1)
-    """Judgements wanted."""
+OVERALL = "overall"
+"""The rating of a form that is the score."""
+ASKED_SETTINGS = frozenset({"ties", "both_bad", "axes", "form"})
+"""Settings of a project that change what people are asked."""
 
 
-class HumanJudgement(Record):
-    """What one person said about one task. The verdict names a completion, not a side of the screen."""
+@dataclass(frozen=True)
+class Question:
+    """What people are asked about: two completions, all of a prompt, or one; and how they were chosen."""
 
-    id: str
-    task_id: str
-    annotator: str
-    verdict: Verdict
-    reason: str | None = None
-    presented: Literal["ab", "ba"]
-    supersedes: str | None = None
-    """Id of the row of the same person that this one takes the place of."""
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    strategy: str = ""
+    score: float | None = None
+    """By the strategy."""
+    probability: float | None = None
+    """Of having been chosen."""
+    reward_p: float | None = None
+    """P(the first is better) by the loop's reward model."""
 
 
-class HumanComparer:
-    """Publishes tasks in a folder and takes up what people have judged there."""
+@dataclass(frozen=True)
+class Asked:
+    """For whom the questions are: what a round keeps about the loop."""
 
-    def __init__(self, options: HumanAnnotator, folder: Path) -> None:
-        self.name = "human"
+    store: str
+    project: str
+    policy: str = ""
+    reward: str = ""
+    reward_accuracy: float | None = None
+    """Of the reward model on its held-out pairs."""
+
+
+class People:
+    """Asks people through the label store."""
+
+    def __init__(self, options: HumanAnnotator, asked: Asked) -> None:
         self.options = options
-        self.folder = folder
+        self.asked = asked
+        self._guidelines = read_file(options.guidelines, "guidelines") if options.guidelines else ""
+        self._settings = read_settings(options)
 
-    def compare(self, tasks: Iterable[PairTask]) -> Iterator[Comparison | Refusal]:
-        """Yields every valid judgement of each task, in order; unjudged tasks are refusals that cost nothing.
+    def judge(self, questions: Sequence[Question]) -> tuple[Round, Iterator[Judgement]]:
+        """The frozen round and what people said, by question; unjudged ones are refusals that cost nothing.
 
-        All tasks of a batch come in one call: they take the place of what the folder asked before. Raises Waiting
-        at once while fewer than `quorum` of them have `overlap` judgements.
+        All questions of a label batch come in one call. Raises Waiting while fewer are judged than wanted.
         """
-        published = [_published(task, self.options.overlap) for task in tasks]
-        _publish(self.folder, published)
-        valid = read_valid(self.folder)
-        done = sum(len(valid.get(task.id, ())) >= task.overlap for task in published)
+        round_id = self.round_id(questions)
+        with contextlib.closing(open_database(self.asked.store)) as database:
+            found = database.read(lambda connection: rounds.find_round(connection, round_id))
+            if found is None:
+                database.write(
+                    lambda connection: self._publish(connection, database.now(), round_id, questions)
+                )
+            if found is None or found.state == "open":
+                self._freeze_or_wait(database, round_id, len(questions))
+            frozen, said = database.read(lambda connection: _frozen(connection, round_id))
+        return frozen, self._rows(round_id, questions, said)
+
+    def round_id(self, questions: Sequence[Question]) -> str:
+        """A hash of what is asked: the same questions to the same people are the same round."""
+        asked = [[one.prompt.id, *(text.id for text in one.completions)] for one in questions]
+        words = [self.options.task, self.options.overlap, self._guidelines, asked_settings(self._settings)]
+        return content_id("round", self.asked.project, words, asked)
+
+    # --- asking ------------------------------------------------------------------------------------------------------
+
+    def _publish(
+        self, connection: sa.Connection, now: int, round_id: str, questions: Sequence[Question]
+    ) -> None:
+        self._ensure_project(connection, now)
+        rounds.begin_round(
+            connection,
+            now,
+            self.asked.project,
+            round_id,
+            policy_in=self.asked.policy,
+            reward_in=self.asked.reward,
+        )
+        tasks = [self._task(round_id, one) for one in questions]
+        publish_tasks(connection, now, self.asked.project, tasks, round_id=round_id)
+
+    def _ensure_project(self, connection: sa.Connection, now: int) -> None:
+        """The project, made where it is new; a settings file and guidelines that are named are what it has then."""
+        name = self.asked.project
+        known = sa.select(project_table.c.id).where(project_table.c.id == name)
+        if connection.execute(known).first() is None:
+            add_project(connection, now, name, self._settings)
+            join_admins(connection, name)
+        elif self.options.settings is not None:
+            configure_project(connection, name, self._settings)
+        if self.options.task == "form":
+            _check_form(project_config(connection, name))
+        if self._guidelines:
+            publish_guidelines(connection, now, name, self._guidelines)
+
+    def _task(self, round_id: str, one: Question) -> NewTask:
+        return NewTask(
+            prompt=one.prompt,
+            completions=one.completions,
+            kind=self.options.task,
+            id=_task_id(round_id, one),
+            overlap=self.options.overlap,
+            strategy=one.strategy,
+            score=one.score,
+            probability=one.probability,
+            reward_p=one.reward_p,
+        )
+
+    # --- waiting -----------------------------------------------------------------------------------------------------
+
+    def _freeze_or_wait(self, database: Database, round_id: str, number: int) -> None:
+        trigger = self._trigger(number)
+
+        def freeze(connection: sa.Connection) -> bool:
+            now = database.now()
+            reason = fired(connection, now, round_id, trigger, expected_accuracy=self.asked.reward_accuracy)
+            if reason is None:
+                rounds.prefer(connection, self.asked.project, round_id)
+            else:
+                rounds.freeze(connection, now, round_id, actor=SYSTEM, reason=reason)
+            return reason is not None
+
+        if not database.write(freeze):
+            raise self._waiting(database, round_id, trigger)
+
+    def _trigger(self, number: int) -> Trigger:
         # 0.07 * 100 is a little more than 7
-        wanted = math.ceil(round(self.options.quorum * len(published), 9))
-        if done < wanted:
-            raise Waiting(
-                f"{done} of {len(published)} tasks judged, {wanted} wanted; label with "
-                f"`prefloop label {self.folder}`, then run again"
+        wanted = math.ceil(round(self.options.quorum * number, 9))
+        return Trigger(settled=wanted, **self.options.trigger.model_dump())
+
+    def _waiting(self, database: Database, round_id: str, trigger: Trigger) -> Waiting:
+        def look(connection: sa.Connection) -> tuple[Round, Standing, bool]:
+            found = rounds.find_round(connection, round_id)
+            assert found is not None, "it was published"
+            return found, rounds.standing(connection, round_id), rounds.is_out_of_money(connection, found)
+
+        found, stands, is_out_of_money = database.read(look)
+        url = database.read(serving.announced)
+        where = (
+            f"open {url}"
+            if url is not None and serving.answers(url)
+            else f"label in a browser with `prefloop label serve --store {serving.shown_place(self.asked.store)}`, "
+            "or here with `prefloop label terminal`"
+        )
+        if is_out_of_money:
+            where = (
+                f"its budget of {found.budget_cents} cents is spent: raise it with `prefloop label round budget`, "
+                "or go on with what there is by `prefloop label round freeze`"
             )
-        return self._rows(published, valid)
+        return Waiting(
+            f"{stands.settled} of {stands.tasks} judged in round {found.number} of {found.project_id}, "
+            f"{trigger.settled} wanted; {where}, then run again (`prefloop run --wait` stays and goes on by itself)",
+            look=lambda: self._look(round_id, trigger),
+        )
+
+    def _look(self, round_id: str, trigger: Trigger) -> tuple[int, int]:
+        def look(connection: sa.Connection) -> tuple[Standing, bool]:
+            found = rounds.find_round(connection, round_id)
+            is_closed = found is None or found.state != "open"
+            reason = (
+                None
+                if is_closed
+                else fired(
+                    connection,
+                    database.now(),
+                    round_id,
+                    trigger,
+                    expected_accuracy=self.asked.reward_accuracy,
+                )
+            )
+            return rounds.standing(connection, round_id), is_closed or reason is not None
+
+        with contextlib.closing(open_database(self.asked.store)) as database:
+            stands, goes_on = database.read(look)
+        return (trigger.settled if goes_on else min(stands.settled, trigger.settled - 1)), trigger.settled
+
+    # --- what people said --------------------------------------------------------------------------------------------
 
     def _rows(
-        self, tasks: Sequence[HumanTask], valid: Mapping[str, Sequence[HumanJudgement]]
-    ) -> Iterator[Comparison | Refusal]:
-        for task in tasks:
-            judgements = valid.get(task.id, ())
-            if not judgements:
-                yield _refusal(task, self.name, NOT_JUDGED, labels=0)
-            for judgement in judgements:
-                name = f"{self.name}/{judgement.annotator}"
-                if judgement.verdict == "skip":
-                    yield _refusal(task, name, judgement.reason or SKIPPED, labels=1)
-                    continue
-                yield Comparison(
-                    prompt_id=task.prompt_id,
-                    a=task.a,
-                    b=task.b,
-                    p_a=P_A[judgement.verdict],
-                    annotator=name,
-                    reason=judgement.reason,
-                    presented=judgement.presented,
-                )
+        self, round_id: str, questions: Sequence[Question], said: dict[str, list[Any]]
+    ) -> Iterator[Judgement]:
+        flags = sorted(
+            {name for rows in said.values() for row in rows for name in row.value.get("flags", ())}
+        )
+        for one in questions:
+            answers = said.get(_task_id(round_id, one), [])
+            if not answers:
+                yield _refusal(one, "human", NOT_JUDGED, labels=0)
+            for answer in answers:
+                if answer.state == "skipped":
+                    reason = answer.value.get("skip", SKIPPED)
+                    yield _refusal(one, _name(answer), reason, labels=1)
+                elif self.options.task == "pairwise":
+                    yield _comparison(one, answer)
+                elif self.options.task == "rank":
+                    yield from _comparisons(one, answer)
+                else:
+                    yield _score(one, answer, flags)
 
 
-def _refusal(task: HumanTask, annotator: str, reason: str, *, labels: int) -> Refusal:
+def _frozen(connection: sa.Connection, round_id: str) -> tuple[Round, dict[str, list[Any]]]:
+    found = rounds.find_round(connection, round_id)
+    assert found is not None and found.watermark is not None, "it was frozen before"
+    return found, rounds.said_in(connection, round_id, found.watermark)
+
+
+def _task_id(round_id: str, one: Question) -> str:
+    return content_id("task", round_id, one.prompt.id, [text.id for text in one.completions])
+
+
+def _name(answer: Any) -> str:
+    """Who said it, by an id that stays when they change their name or leave."""
+    return f"human/{answer.annotator_id}"
+
+
+def _refusal(one: Question, annotator: str, reason: str, *, labels: int) -> Refusal:
     return Refusal(
-        prompt_id=task.prompt_id,
-        completion_ids=(task.a, task.b),
+        prompt_id=one.prompt.id,
+        completion_ids=tuple(text.id for text in one.completions),
         annotator=annotator,
         reason=reason,
         labels=labels,
     )
 
 
-def _published(task: PairTask, overlap: int) -> HumanTask:
-    return HumanTask(
-        id=content_id("task", task.prompt.id, task.a.id, task.b.id),
-        prompt_id=task.prompt.id,
-        messages=task.prompt.messages,
-        a=task.a.id,
-        b=task.b.id,
-        text_a=task.a.text,
-        text_b=task.b.text,
-        overlap=overlap,
+def _comparison(one: Question, answer: Any) -> Judgement:
+    p_a = p_a_of(answer.value)
+    if p_a is None:
+        return _refusal(one, _name(answer), BOTH_BAD, labels=1)
+    return Comparison(
+        prompt_id=one.prompt.id,
+        a=one.completions[0].id,
+        b=one.completions[1].id,
+        p_a=p_a,
+        annotator=_name(answer),
+        strength=answer.value.get("strength"),
+        reason=answer.comment or None,
+        presented="ab" if answer.presented[0] == 0 else "ba",
     )
 
 
-# --- the two files ---------------------------------------------------------------------------------------------------
+def _comparisons(one: Question, answer: Any) -> Iterator[Judgement]:
+    """A ranking as a comparison of every two that were ranked; the person was asked once, so it is one label."""
+    place = {number: rank for rank, group in enumerate(answer.value["groups"]) for number in group}
+    pairs = list(itertools.combinations(sorted(place), 2))
+    if not pairs:
+        yield _refusal(one, _name(answer), UNRANKABLE, labels=1)
+    for number, (a, b) in enumerate(pairs):
+        is_first = answer.presented.index(a) < answer.presented.index(b)
+        yield Comparison(
+            prompt_id=one.prompt.id,
+            a=one.completions[a].id,
+            b=one.completions[b].id,
+            p_a=0.5 if place[a] == place[b] else float(place[a] < place[b]),
+            annotator=_name(answer),
+            reason=answer.comment or None,
+            presented="ab" if is_first else "ba",
+            labels=int(number == 0),
+        )
 
 
-def _publish(folder: Path, tasks: Sequence[HumanTask]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / TASKS
-    if not path.is_file() or read_tasks(folder) != list(tasks):
-        write_rows(path, tasks)
+def _score(one: Question, answer: Any, flags: Sequence[str]) -> Judgement:
+    """The overall rating; other ratings and the flags, 1 where raised, are its parts."""
+    ratings = answer.value.get("ratings", {})
+    overall = OVERALL if OVERALL in ratings or len(ratings) != 1 else next(iter(ratings))
+    if overall not in ratings:
+        return _refusal(one, _name(answer), "no_overall_rating", labels=1)
+    raised = answer.value.get("flags", {})
+    parts = {name: float(value) for name, value in sorted(ratings.items()) if name != overall}
+    parts |= {name: float(raised.get(name, False)) for name in flags}
+    return Score(
+        prompt_id=one.prompt.id,
+        completion_id=one.completions[0].id,
+        value=ratings[overall],
+        annotator=_name(answer),
+        parts=parts or None,
+    )
 
 
-def read_tasks(folder: Path) -> list[HumanTask]:
-    """The tasks of a folder. Raises InputError where it has none."""
-    path = folder / TASKS
-    if not path.is_file():
-        raise InputError(f"{folder}: no {TASKS} here; name a folder that a waiting run has told you")
-    return list(_read(path, HumanTask))
+# --- files that an experiment names --------------------------------------------------------------------------------------
 
 
-def read_valid(folder: Path) -> dict[str, list[HumanJudgement]]:
-    """The judgements that count, by task: the last one of each person, unless it was withdrawn."""
-    last: dict[str, dict[str, HumanJudgement]] = defaultdict(dict)
-    path = folder / JUDGEMENTS
-    for row in _read(path, HumanJudgement) if path.is_file() else ():
-        last[row.task_id][row.annotator] = row
-    return {
-        task_id: valid
-        for task_id, rows in last.items()
-        if (valid := [one for one in rows.values() if one.verdict != "withdrawn"])
-    }
-
-
-def _read(path: Path, record: type[R]) -> Iterator[R]:
-    """The rows of a file. A last line without its end is a row that is being written, or never was."""
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            yield record.model_validate_json(line)
-        except ValidationError as error:
-            raise InputError(
-                f"{path} line {number}: {error.errors()[0]['msg']}; remove or restore the line"
-            ) from error
-
-
-def append_judgement(folder: Path, judgement: HumanJudgement) -> None:
-    """Adds one row, on the disk when this returns. Safe for several people at once."""
-    path = folder / JUDGEMENTS
-    row = judgement.model_dump_json().encode("utf-8", "surrogatepass") + b"\n"
-    with FileLock(folder / f"{JUDGEMENTS}.lock"), path.open("a+b") as file:
-        file.seek(0)
-        whole = file.read().rfind(b"\n") + 1
-        file.truncate(whole)  # a row that a kill cut off was never confirmed to anybody
-        file.write(row)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-# --- labelling in a terminal -----------------------------------------------------------------------------------------
-
-QUESTION = "Better: a or b? t tie, s skip, u undo, q quit > "
-NOTHING_LEFT = "Nothing is left for you here. u undo, Enter to leave > "
-WHY_SKIPPED = "Why is it skipped? (Enter for no reason) > "
-KEYS = {
-    "a": "first",
-    "1": "first",
-    "b": "second",
-    "2": "second",
-    "t": "tie",
-    "s": "skip",
-    "u": "undo",
-    "q": "quit",
-}
-MARGIN = "  | "
-"""Stands before every line of a judged text, so that no text can pass for one of our own lines."""
-ESCAPE_SEQUENCE = re.compile(
-    r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles, links, clipboard
-    r"|\x1b[PX^_][^\x1b]*(?:\x1b\\)?"  # device control strings
-    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"  # colours, cursor
-    r"|\x1b[ -/]*[0-~]?"
-)
-CONTROL_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode: controls, directions of writing, halves of characters, line and paragraph separators."""
-KEPT_CONTROLS = frozenset("\n\t\u200c\u200d")
-"""Line feed, tab, and the joiners that Persian, Hindi and emoji are written with."""
-
-
-def label_in_terminal(
-    folder: Path,
-    annotator: str,
-    ask: Callable[[str], str] = input,
-    show: Callable[[str], object] = print,
-) -> int:
-    """Puts the open tasks of a folder to one person; returns how many judgements are theirs now.
-
-    Whoever comes back goes on where they stopped. Raises InputError for a folder without tasks or a name that cannot
-    be shown.
-    """
-    if not annotator.strip() or printable(annotator) != annotator or "\n" in annotator:
-        raise InputError(f"annotator {annotator!r}: give a name of visible characters on one line")
-    tasks = read_tasks(folder)
+def read_file(path: str, key: str) -> str:
+    """A text file that a key of the annotator names. Raises InputError."""
     try:
-        while (key := _step(folder, tasks, annotator, ask, show)) != "quit":
-            if key == "undo":
-                _withdraw_last(folder, annotator, show)
-    except (EOFError, KeyboardInterrupt):
-        show("")  # every answered task is stored already
-    mine = sum(one.annotator == annotator for rows in read_valid(folder).values() for one in rows)
-    show(f"{mine} of {len(tasks)} tasks judged by {annotator}.")
-    return mine
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
+        raise InputError(f"annotate.annotator.{key}: {path}: {reason}") from error
 
 
-def _step(
-    folder: Path,
-    tasks: Sequence[HumanTask],
-    annotator: str,
-    ask: Callable[[str], str],
-    show: Callable[[str], object],
-) -> str:
-    """Asks about the next open task and stores the verdict; returns the key."""
-    task = _open_task(tasks, read_valid(folder), annotator)
-    if task is None:
-        return "undo" if ask(NOTHING_LEFT).strip().lower() == "u" else "quit"
-    _show_task(task, annotator, show)
-    key = _key(ask, show)
-    if key not in ("undo", "quit"):
-        reason = printable(ask(WHY_SKIPPED)).strip() if key == "skip" else ""
-        append_judgement(folder, _judgement(folder, task, annotator, key, reason or None))
-    return key
+def read_settings(options: HumanAnnotator) -> ProjectConfig:
+    """The project as the experiment wants it: its settings file, and what the annotator itself says."""
+    config = ProjectConfig()
+    if options.settings is not None:
+        text = read_file(options.settings, "settings")
+        try:
+            config = parse_config(text)
+        except LabelError as error:
+            raise InputError(f"annotate.annotator.settings: {options.settings}: {error}") from error
+    return config.model_copy(update={"kind": options.task, "overlap": options.overlap})
 
 
-def printable(text: str) -> str:
-    """The text without terminal escapes, control characters and marks that turn the direction of writing."""
-    return "".join(
-        sign
-        for sign in ESCAPE_SEQUENCE.sub("", text)
-        if sign in KEPT_CONTROLS or unicodedata.category(sign) not in CONTROL_CATEGORIES
-    )
+def asked_settings(config: ProjectConfig) -> str:
+    """What of a project's settings changes the questions, as text for a key."""
+    return json.dumps(config.model_dump(mode="json", include=set(ASKED_SETTINGS)), sort_keys=True)
 
 
-def shown_order(task_id: str, annotator: str) -> Literal["ab", "ba"]:
-    """Which completion this person sees first: random, but the same whenever the task is shown."""
-    return "ab" if int(content_id("sides", task_id, annotator), 16) % 2 else "ba"
+def outside_digests(options: HumanAnnotator) -> dict[str, str]:
+    """Digests of the files that an experiment names, for keys: of guidelines the text, of settings what is asked."""
+    texts = {}
+    if options.guidelines is not None:
+        texts["guidelines"] = read_file(options.guidelines, "guidelines")
+    if options.settings is not None:
+        texts["settings"] = asked_settings(read_settings(options))
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
 
-def _open_task(
-    tasks: Sequence[HumanTask], valid: Mapping[str, Sequence[HumanJudgement]], annotator: str
-) -> HumanTask | None:
-    """The first task that still wants a judgement and has none of this person."""
-    for task in tasks:
-        judgements = valid.get(task.id, ())
-        if len(judgements) < task.overlap and all(one.annotator != annotator for one in judgements):
-            return task
-    return None
-
-
-def _show_task(task: HumanTask, annotator: str, show: Callable[[str], object]) -> None:
-    first, second = task.text_a, task.text_b
-    if shown_order(task.id, annotator) == "ba":
-        first, second = second, first
-    show("=" * 80)
-    for message in task.messages:
-        show(f"{message.role.upper()}\n{_framed(message.content)}")
-    show(f"ANSWER A\n{_framed(first)}")
-    show(f"ANSWER B\n{_framed(second)}")
-
-
-def _framed(text: str) -> str:
-    return "\n".join(MARGIN + line for line in printable(text).split("\n"))
-
-
-def _key(ask: Callable[[str], str], show: Callable[[str], object]) -> str:
-    while (key := KEYS.get(ask(QUESTION).strip().lower())) is None:
-        show(f"Press one of {', '.join(KEYS)}, then Enter.")
-    return key
-
-
-def _judgement(folder: Path, task: HumanTask, annotator: str, key: str, reason: str | None) -> HumanJudgement:
-    order = shown_order(task.id, annotator)
-    sides: dict[str, Verdict] = (
-        {"first": "a", "second": "b"} if order == "ab" else {"first": "b", "second": "a"}
-    )
-    others: dict[str, Verdict] = {"tie": "tie", "skip": "skip"}
-    before = [one.id for one in _rows_of(folder, annotator) if one.task_id == task.id]
-    return _row(task.id, annotator, (sides | others)[key], order, reason, before[-1] if before else None)
-
-
-def _withdraw_last(folder: Path, annotator: str, show: Callable[[str], object]) -> None:
-    """Takes back the newest valid judgement of this person; the task is open again."""
-    valid = {one.id for rows in read_valid(folder).values() for one in rows}
-    mine = [one for one in _rows_of(folder, annotator) if one.id in valid]
-    if not mine:
-        show("There is nothing to undo.")
-        return
-    last = mine[-1]
-    append_judgement(folder, _row(last.task_id, annotator, "withdrawn", last.presented, None, last.id))
-
-
-def _rows_of(folder: Path, annotator: str) -> list[HumanJudgement]:
-    path = folder / JUDGEMENTS
-    rows = _read(path, HumanJudgement) if path.is_file() else ()
-    return [one for one in rows if one.annotator == annotator]
-
-
-def _row(
-    task_id: str,
-    annotator: str,
-    verdict: Verdict,
-    presented: Literal["ab", "ba"],
-    reason: str | None,
-    supersedes: str | None,
-) -> HumanJudgement:
-    return HumanJudgement(
-        id=content_id("judgement", task_id, annotator, verdict, supersedes),
-        task_id=task_id,
-        annotator=annotator,
-        verdict=verdict,
-        reason=reason,
-        presented=presented,
-        supersedes=supersedes,
-    )
+def _check_form(config: ProjectConfig) -> None:
+    names = [one.name for one in config.form if one.type == "likert"]
+    if OVERALL not in names and len(names) != 1:
+        raise InputError(
+            f"annotate.annotator.settings: the form has the ratings {', '.join(names) or 'none'}; "
+            f"call the one that is the score {OVERALL}"
+        )

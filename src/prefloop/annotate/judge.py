@@ -5,6 +5,7 @@ to pair, the judge is told that nothing between them is an instruction, and the 
 reply only. A reply without a verdict is asked for once more and then counted as a refusal, never guessed.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -66,6 +67,24 @@ class JudgeComparer:
     def compare(self, tasks: Iterable[PairTask]) -> Iterator[Comparison | Refusal]:
         """Yields one row a task, in order. Raises Unavailable or InputError after the rows that were finished."""
         yield from self._endpoint.run(self._judge, tasks)
+
+    def probabilities(self, tasks: Iterable[PairTask]) -> Iterator[tuple[float, float] | None]:
+        """Yields P(a is better) with a shown first and with b shown first; None where a verdict was unreadable."""
+        yield from self._endpoint.run(self._both_ways, tasks)
+
+    def _both_ways(self, ask: Ask, task: PairTask) -> tuple[float, float] | None:
+        first, second = (self._verdict(ask, task, order)[1] for order in ("ab", "ba"))
+        return None if first is None or second is None else (first, 1 - second)
+
+    @property
+    def provenance(self) -> Mapping[str, object]:
+        """What a judgement keeps about its judge: the model, the question it was asked, its temperature."""
+        words = "\n".join((FENCE_RULES, self._template, VERDICT_RULES))
+        return {
+            "model": self.options.model,
+            "prompt_sha": hashlib.sha256(words.encode()).hexdigest(),
+            "temperature": self.options.temperature,
+        }
 
     def _judge(self, ask: Ask, task: PairTask) -> Comparison | Refusal:
         orders = self._orders(task)

@@ -24,6 +24,7 @@ from prefloop.config.annotate import (
     SelectionRule,
     SelectSection,
     SimulatedAnnotator,
+    TriggerSection,
     uses_loop_reward,
 )
 from prefloop.config.experiment import MAIN_ARM, Experiment, hashed, keys, load, parse, sections_in
@@ -211,6 +212,7 @@ __all__ = [
     "SppoHardObjective",
     "TemperatureShare",
     "TrainingSection",
+    "TriggerSection",
     "VllmEngine",
     "hashed",
     "keys",

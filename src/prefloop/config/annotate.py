@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prefloop.config.section import NOT_HASHED, Section
 from prefloop.config.source import Source
@@ -124,15 +124,55 @@ class RecordedAnnotator(Section):
     """Column with one score a completion; null means not judged."""
 
 
+class TriggerSection(Section):
+    """What closes a round of questions before its quorum is there; the first that comes true does."""
+
+    labels: int | None = Field(default=None, ge=1)
+    """So many verdicts that say which is better; ties, skips and \"both bad\" are none."""
+    disagreement: float | None = Field(default=None, gt=0, lt=1)
+    """The reward model contradicts more than this share of people's choices."""
+    accuracy_drop: float | None = Field(default=None, gt=0, lt=1)
+    """On pairs drawn by chance the reward model is right less often than on its held-out pairs, by more than this."""
+    hours: float | None = Field(default=None, gt=0)
+    """The round has been open for so long, and somebody has judged something."""
+
+
 class HumanAnnotator(Section):
     """People. The loop publishes tasks, stops with its own exit code, and goes on when they are judged."""
 
     kind: Literal["human"]
     """Name of the annotator."""
+    task: Literal["pairwise", "rank", "form"] = Field(
+        default="pairwise", json_schema_extra={"inert": "pairwise"}
+    )
+    """`pairwise`: which of two is better; `rank`: all completions of a prompt in order; `form`: a rating of each."""
     overlap: int = Field(default=1, ge=1)
-    """Judgements wanted per task."""
-    quorum: float = Field(default=1.0, gt=0, le=1)
-    """Share of tasks that must be judged before the loop goes on."""
+    """Judgements wanted per task, each by another person."""
+    quorum: float = Field(default=1.0, gt=0, le=1, json_schema_extra=NOT_HASHED)
+    """Share of tasks that must be judged before the loop goes on; may be changed while people judge."""
+    trigger: TriggerSection = Field(default=TriggerSection(), json_schema_extra=NOT_HASHED)
+    """What lets the loop go on earlier."""
+    guidelines: str | None = Field(default=None, json_schema_extra=NOT_HASHED)
+    """Markdown file that people read first; its content enters the artefact key."""
+    settings: str | None = Field(default=None, json_schema_extra=NOT_HASHED)
+    """YAML file of the labelling project: form, pay, budget, dwell; of it, what people are asked enters the key."""
+    project: str | None = Field(
+        default=None, pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", json_schema_extra=NOT_HASHED
+    )
+    """Project in the label store; left out, it has the experiment's name."""
+    store: str = Field(default="auto", json_schema_extra=NOT_HASHED)
+    """SQLite file or postgresql:// URL; `auto` is the environment variable PREFLOOP_LABELS, or `labels.sqlite` in the
+    workspace."""
+
+    @field_validator("store")
+    @classmethod
+    def _holds_no_password(cls, value: str) -> str:
+        if re.search(r"^[^/]*://[^/@]*:[^/@]*@|[?&]password=", value):
+            raise ValueError(
+                "a password here would be written into every run; leave it out and set PGPASSWORD, "
+                "or set PREFLOOP_LABELS to the whole URL"
+            )
+        return value
 
 
 class RuleModelAnnotator(Section):
@@ -219,26 +259,47 @@ class AnnotateSection(Section):
     """`scores`: of each completion; `one_pair`: one comparison a prompt; `all_pairs`; `knockout`: a tournament, K - 1."""
     propose: Literal["max_min", "max_random", "max_max", "random", "first_two"] = "max_min"
     """For `one_pair`: how the reward model picks the two to compare; without a reward model a random two are taken."""
+    random_share: float = Field(default=0.0, ge=0, le=1, json_schema_extra={"inert": 0.0})
+    """For `one_pair`: share of prompts whose two are drawn by chance all the same; only these are fair to measure on."""
 
     @model_validator(mode="after")
     def _annotator_can(self) -> "AnnotateSection":
         kind = self.annotator.kind
-        if kind in SCORING_KINDS and self.ask not in ("auto", "scores"):
-            raise ValueError(f"ask: {self.ask} needs an annotator that compares; {kind} gives scores")
-        if kind in COMPARING_KINDS and self.ask == "scores":
+        if self._gives_scores and self.ask not in ("auto", "scores"):
+            raise ValueError(f"ask: {self.ask} needs an annotator that compares; {self._who} gives scores")
+        if kind in COMPARING_KINDS and not self._gives_scores and self.ask == "scores":
             raise ValueError(f"ask: scores needs an annotator that scores; {kind} compares")
         if kind in ("human", "recorded") and self.ask == "knockout":
             raise ValueError(f"ask: knockout asks round by round, which {kind} cannot answer; use all_pairs")
+        if self._ranks and self.ask != "auto":
+            raise ValueError(
+                f"ask: {self.ask} asks about two at a time, but task rank about all; leave ask out"
+            )
         return self
 
     @property
-    def asks(self) -> Literal["scores", "one_pair", "all_pairs", "knockout", "recorded"]:
+    def _ranks(self) -> bool:
+        return self.annotator.kind == "human" and self.annotator.task == "rank"
+
+    @property
+    def _gives_scores(self) -> bool:
+        rates = self.annotator.kind == "human" and self.annotator.task == "form"
+        return rates or self.annotator.kind in SCORING_KINDS
+
+    @property
+    def _who(self) -> str:
+        return "human with task form" if self.annotator.kind == "human" else self.annotator.kind
+
+    @property
+    def asks(self) -> Literal["scores", "one_pair", "all_pairs", "knockout", "ranking", "recorded"]:
         """What is asked, with `auto` resolved."""
         if self.annotator.kind == "recorded":
             return "recorded"
+        if self._ranks:
+            return "ranking"
         if self.ask != "auto":
             return self.ask
-        return "scores" if self.annotator.kind in SCORING_KINDS else "one_pair"
+        return "scores" if self._gives_scores else "one_pair"
 
 
 class SelectSection(Section):

@@ -359,3 +359,10 @@ def change_preferences(
     changed = preferences_of(connection, person_id) | dict(changes)
     connection.execute(sa.update(annotator).where(annotator.c.id == person_id).values(preferences=changed))
     return changed
+
+
+def join_admins(connection: sa.Connection, project_id: str) -> None:
+    """Makes every admin a member, so that who works alone sees what a run asks."""
+    admins = sa.select(annotator.c.id).where(annotator.c.role == "admin", annotator.c.state == "active")
+    for person_id in connection.execute(admins).scalars().all():
+        join_project(connection, project_id, person_id)

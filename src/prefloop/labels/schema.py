@@ -138,7 +138,21 @@ round_ = sa.Table(
     _time("closed_at", nullable=True),
     sa.UniqueConstraint("project_id", "number"),
 )
-"""One turn of the outer loop, as people see it."""
+"""One turn of the outer loop, as people see it: the questions of one label batch. Its id is a hash of what is asked."""
+
+decision = sa.Table(
+    "decision",
+    metadata,
+    sa.Column("id", COUNTED_ID, primary_key=True, autoincrement=True),
+    _ref("project_id", "project.id"),
+    _ref("round_id", "round.id"),
+    _text("policy_id"),  # the policy that was trained on the round
+    _text("verdict"),  # promote | reject
+    _text("reason"),
+    _text("actor"),
+    _time("created_at"),
+)
+"""What people decided about a trained policy, over the head of the loop's gate. The last one on a policy counts."""
 
 task = sa.Table(
     "task",
@@ -381,6 +395,7 @@ judgement = sa.Table(
 sa.Index("ix_judgement_annotator", judgement.c.annotator_id, judgement.c.id)
 sa.Index("ix_judgement_day", judgement.c.annotator_id, judgement.c.created_at)
 sa.Index("ix_judgement_project", judgement.c.project_id, judgement.c.id)
+sa.Index("ix_judgement_round", judgement.c.round_id)
 
 flag = sa.Table(
     "flag",

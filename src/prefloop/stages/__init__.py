@@ -5,8 +5,9 @@ bodies import torch. Bodies read input files, call a part, write files and count
 """
 
 from prefloop.stages.labels import annotate, generate, import_pairs, labels_per_prompt, select_pairs
-from prefloop.stages.measures import evaluate, promote
+from prefloop.stages.measures import decided, evaluate, promote
 from prefloop.stages.models import base_model, sft, train_policy
+from prefloop.stages.people import decisions
 from prefloop.stages.prompts import all_prompts, draw_prompts, invent_prompts, prompts
 from prefloop.stages.rewards import import_preferences, import_reward, promote_reward, reward_model
 
@@ -14,6 +15,8 @@ __all__ = [
     "all_prompts",
     "annotate",
     "base_model",
+    "decided",
+    "decisions",
     "draw_prompts",
     "evaluate",
     "generate",

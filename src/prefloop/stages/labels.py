@@ -1,7 +1,6 @@
 """Stages that collect labels: prompts, completions, judgements, preference pairs."""
 
 import contextlib
-import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,8 @@ from prefloop import data, selection
 from prefloop.config import Experiment, SourceSection, hashed, uses_loop_reward
 from prefloop.interfaces import PairTask
 from prefloop.records import Comparison, Group, Judgement, PreferencePair, Prompt, Refusal, Score
+from prefloop.stages import people
+from prefloop.stages.asking import all_pairs, proposed_pair, why_not_asked
 from prefloop.stages.knockout import play
 from prefloop.stages.shared import (
     annotator_digests,
@@ -167,6 +168,8 @@ def _search_statistics(groups: Sequence[Group]) -> dict[str, Any]:
 def labels_per_prompt(x: Experiment) -> int:
     """Labels one prompt costs at most: one a scored completion, one a comparison, each vote and each order of a judge."""
     annotator, number = x.annotate.annotator, x.generate.num_completions
+    if annotator.kind == "human":
+        return people.labels_per_prompt(x, annotator)
     if x.annotate.asks in ("scores", "recorded"):
         return number
     matches = {"one_pair": 1, "knockout": number - 1}
@@ -178,8 +181,6 @@ def labels_per_prompt(x: Experiment) -> int:
             return questions * (2 if annotator.both_orders else 1)
         case "pairwise":
             return questions * 2
-        case "human":
-            return questions * annotator.overlap
         case _:
             return questions
 
@@ -201,6 +202,8 @@ def annotate(x: Experiment, groups: Artefact, reward: Artefact | None, *, number
             recorded = RecordedScorer(section.annotator)
             for chunk in chunks(build, file, rows, GROUPS_PER_CHUNK):
                 file.append(recorded.replay(chunk), items=len(chunk))
+        elif section.annotator.kind == "human":
+            skipped = _ask_people(x, build, file, rows, proxy, groups, reward)
         elif section.asks == "scores":
             scorer = annotator_scorer(x, reward)
             for chunk in chunks(build, file, rows, GROUPS_PER_CHUNK):
@@ -249,13 +252,12 @@ def _compare(
         x.annotate.annotator,
         seed=stage_seed(x, "annotate"),
         cache=build.path.parent.parent / "cache" / "judge",
-        human_folder=build.path.parent.parent / "human" / build.path.name.removesuffix(".partial"),
         reward_scorer=lambda path: reward_scorer(x, path, reward, labels=1),
         runtime=x.runtime,
         loop_reward=model_folder(reward) if reward and not x.reward.objective.gives_scores else None,
     )
     asked = {group.prompt.id: _pair_tasks(x, group, proxy) for group in rows}
-    skipped = Counter(_why_not_asked(group) for group in rows if not asked[group.prompt.id])
+    skipped = Counter(why_not_asked(group) for group in rows if not asked[group.prompt.id])
     if x.annotate.asks == "knockout":
         for chunk in chunks(
             build, file, [group for group in rows if asked[group.prompt.id]], GROUPS_PER_CHUNK
@@ -263,28 +265,43 @@ def _compare(
             file.append(play(annotator, chunk), items=len(chunk))
     else:
         tasks = [task for group in rows for task in asked[group.prompt.id]]
-        at_once = len(tasks) if x.annotate.annotator.kind == "human" else 4 * GROUPS_PER_CHUNK
-        for chunk in chunks(build, file, tasks, max(1, at_once)):
+        for chunk in chunks(build, file, tasks, 4 * GROUPS_PER_CHUNK):
             file.append(annotator.compare(chunk), items=len(chunk))
     _add_usage(build.log("annotator.json"), getattr(annotator, "stats", {}))
     return skipped
 
 
+def _ask_people(
+    x: Experiment,
+    build: Build,
+    file: RowFile,
+    rows: list[Group],
+    proxy: dict[str, float] | None,
+    groups: Artefact,
+    reward: Artefact | None,
+) -> Counter[str]:
+    """Puts all questions of the label batch to people at once; returns why groups could not be asked about."""
+    from prefloop.annotate.human import People
+
+    asked = {group.prompt.id: people.questions(x, group, proxy) for group in rows}
+    questions = [one for group in rows for one in asked[group.prompt.id]]
+    for chunk in chunks(build, file, questions, max(1, len(questions))):
+        annotator = x.annotate.annotator
+        assert annotator.kind == "human", "the caller knows"
+        found, said = People(annotator, people.asked_by(x, build.path.parent.parent, groups, reward)).judge(
+            chunk
+        )
+        write_json(build.path / people.ROUND_FILE, {"project": found.project_id, "round": found.id})
+        file.append(said, items=len(chunk))
+    return Counter(why_not_asked(group) for group in rows if not asked[group.prompt.id])
+
+
 def _pair_tasks(x: Experiment, group: Group, proxy: dict[str, float] | None) -> list[PairTask]:
     """The comparisons to ask for in a group; of a knockout, those that could come up."""
     if x.annotate.asks != "one_pair":
-        pairs = itertools.combinations(group.completions, 2)
-        return [PairTask(group.prompt, a, b) for a, b in pairs if a.text != b.text]
-    choice = selection.propose(group, proxy, x.annotate.propose, stage_seed(x, "propose"))
-    if choice is None:
-        return []
-    return [PairTask(group.prompt, group.completions[choice.chosen], group.completions[choice.rejected])]
-
-
-def _why_not_asked(group: Group) -> str:
-    if len(group.completions) < 2:
-        return "short"
-    return "identical" if len({one.text for one in group.completions}) < 2 else "tie"
+        return all_pairs(group)
+    choice = proposed_pair(x, group, proxy)
+    return [] if choice is None else [choice.task]
 
 
 def _add_usage(path: Path, usage: dict[str, float]) -> None:
@@ -302,7 +319,7 @@ def _annotation_statistics(
     build: Build,
     reward: Artefact | None,
 ) -> dict[str, Any]:
-    scores = {one.completion_id: one.value for one in judgements if isinstance(one, Score)}
+    scores = selection.mean_scores([one for one in judgements if isinstance(one, Score)])
     comparisons = [one for one in judgements if isinstance(one, Comparison)]
     usage = build.log("annotator.json")
     return {
@@ -313,10 +330,19 @@ def _annotation_statistics(
         "annotators": tally(one.annotator for one in judgements),
         "score": selection.group_statistics(rows, scores, lambda one: len(one.text)) if scores else None,
         "parts": _mean_parts(judgements),
+        "strategies": _strategies(x, rows, proxy),
         "proxy": selection.group_statistics(rows, proxy, lambda one: len(one.text)) if proxy else None,
         "gold_agreement": _gold_agreement(x, rows, comparisons, reward),
         "usage": read_json(usage) if usage.is_file() else None,
     }
+
+
+def _strategies(x: Experiment, rows: list[Group], proxy: dict[str, float] | None) -> dict[str, int] | None:
+    """How the pairs that were asked about were chosen."""
+    if x.annotate.asks != "one_pair":
+        return None
+    found = (proposed_pair(x, group, proxy) for group in rows)
+    return tally(one.strategy for one in found if one is not None)
 
 
 def _mean_parts(judgements: list[Judgement]) -> dict[str, float] | None:

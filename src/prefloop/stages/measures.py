@@ -1,5 +1,7 @@
 """Stages that measure policies and decide which one to keep."""
 
+from typing import Literal
+
 from prefloop.config import Experiment, hashed
 from prefloop.interfaces import InputError
 from prefloop.records import Group, Prompt
@@ -127,23 +129,60 @@ def promote(
             reasons.append(f"{x.loop.gate.metric} fell by {-gain['mean']:.3f}, interval below 0")
         if x.loop.gate.max_kl is not None and kl > x.loop.gate.max_kl:
             reasons.append(f"KL {kl:.2f} is above {x.loop.gate.max_kl:g}")
-        kept, measured = (previous, evaluations[1]) if reasons else (candidate, evaluations[0])
-        choice = {
-            "policy": kept.key,
-            "folder": model_folder(kept).parent.name,
-            "evaluation": evaluation_folder(measured).name if measured else None,
-            "promoted": not reasons,
-            "reason": "; ".join(reasons) or f"{x.loop.gate.metric} did not fall",
-        }
-        write_json(build.path / "policy.json", choice)
-        build.stats = choice
+        reason = "; ".join(reasons) or f"{x.loop.gate.metric} did not fall"
+        _keep(build, candidate, previous, evaluations, promoted=not reasons, reason=reason)
 
     config = hashed(x.loop.gate)
-    inputs = {
+    inputs = {**_choices(candidate, previous, evaluations), "gated": gated}
+    return Stage("promote", 1, config, inputs, body, work="keep or roll back")
+
+
+def decided(
+    candidate: Artefact,
+    previous: Artefact,
+    evaluations: tuple[Artefact | None, Artefact | None],
+    verdict: Literal["promote", "reject"],
+) -> Stage:
+    """The same choice where people have made it: their verdict is part of the key, so that what follows is planned by it."""
+
+    def body(build: Build) -> None:
+        is_kept = verdict == "promote"
+        reason = f"people decided to {verdict} it"
+        _keep(build, candidate, previous, evaluations, promoted=is_kept, reason=reason)
+
+    config = {"decided": verdict}
+    inputs = _choices(candidate, previous, evaluations)
+    return Stage("promote", 1, config, inputs, body, work=f"{verdict}, as people decided")
+
+
+def _choices(
+    candidate: Artefact, previous: Artefact, evaluations: tuple[Artefact | None, Artefact | None]
+) -> dict[str, Artefact | None]:
+    return {
         "candidate": candidate,
         "previous": previous,
-        "gated": gated,
         "candidate_evaluation": evaluations[0],
         "previous_evaluation": evaluations[1],
     }
-    return Stage("promote", 1, config, inputs, body, work="keep or roll back")
+
+
+def _keep(
+    build: Build,
+    candidate: Artefact,
+    previous: Artefact,
+    evaluations: tuple[Artefact | None, Artefact | None],
+    *,
+    promoted: bool,
+    reason: str,
+) -> None:
+    """Writes which policy and which evaluation to go on with."""
+    kept, measured = (candidate, evaluations[0]) if promoted else (previous, evaluations[1])
+    choice = {
+        "policy": kept.key,
+        "folder": model_folder(kept).parent.name,
+        "evaluation": evaluation_folder(measured).name if measured else None,
+        "promoted": promoted,
+        "reason": reason,
+    }
+    write_json(build.path / "policy.json", choice)
+    build.stats = choice

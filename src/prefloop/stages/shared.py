@@ -295,6 +295,10 @@ def annotator_digests(annotator: Annotator | SearchValue) -> dict[str, str]:
         case "reward_model" | "rule" | "function" | "rule_model":
             digest = scorer_digest(annotator)
             return {"scorer": digest} if digest else {}
+        case "human":
+            from prefloop.annotate.human import outside_digests
+
+            return outside_digests(annotator)
         case _:
             return {}
 

@@ -18,7 +18,7 @@ from prefloop.interfaces import PrefloopError
 from prefloop.labels import accounts, webhooks
 from prefloop.labels.database import Database
 from prefloop.labels.errors import ConsentNeeded, LabelError
-from prefloop.web import api, guard, pages
+from prefloop.web import api, guard, health, pages
 from prefloop.web.limits import Limits, TooMany, Windows
 from prefloop.web.outgoing import webhook_sender
 from prefloop.web.visitors import Visitors
@@ -52,6 +52,7 @@ def create_app(database: Database, options: WebOptions) -> FastAPI:
     app.state.visitors = Visitors(database)
     app.router.routes.extend(api.MOST_ASKED)
     app.include_router(api.router)
+    app.include_router(health.router)
     for router in pages.ROUTERS:
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")

@@ -254,6 +254,22 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_webhook")),
     )
     op.create_table(
+        "decision",
+        sa.Column(
+            "id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
+        ),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("round_id", sa.Text(), nullable=False),
+        sa.Column("policy_id", sa.Text(), server_default="", nullable=False),
+        sa.Column("verdict", sa.Text(), server_default="", nullable=False),
+        sa.Column("reason", sa.Text(), server_default="", nullable=False),
+        sa.Column("actor", sa.Text(), server_default="", nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_decision_project_id")),
+        sa.ForeignKeyConstraint(["round_id"], ["round.id"], name=op.f("fk_decision_round_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_decision")),
+    )
+    op.create_table(
         "delivery",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("webhook_id", sa.Text(), nullable=False),
@@ -450,6 +466,7 @@ def upgrade() -> None:
         batch_op.create_index("ix_judgement_annotator", ["annotator_id", "id"], unique=False)
         batch_op.create_index("ix_judgement_day", ["annotator_id", "created_at"], unique=False)
         batch_op.create_index("ix_judgement_project", ["project_id", "id"], unique=False)
+        batch_op.create_index("ix_judgement_round", ["round_id"], unique=False)
 
     op.create_table(
         "lease",

@@ -1,0 +1,153 @@
+"""`prefloop label export` and `import`: labels out, labels in."""
+
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+import yaml
+from pydantic import ValidationError
+from rich.markup import escape
+
+from prefloop.interfaces import InputError
+from prefloop.labelling.shared import (
+    ProjectOption,
+    StoreOption,
+    WorkspaceOption,
+    app,
+    opened,
+    the_project,
+)
+from prefloop.labels.formats.options import ExportOptions
+from prefloop.labels.formats.reading import ImportFormat, ImportOptions, TaskReader
+from prefloop.labels.formats.table import FORMATS
+from prefloop.labels.formats.writing import Manifest, write_export
+from prefloop.labels.reading_rows import RowFilter, judgement_rows, watermark_of
+from prefloop.labels.transfer import bring_in, note_export
+from prefloop.screen import console
+
+FORMAT_NAMES = ", ".join(FORMATS)
+RoundOption = Annotated[
+    int | None, typer.Option("--round", help="Number of a round; left out, all.", show_default=False)
+]
+
+
+@app.command(epilog="Example: `prefloop label export trl-preference -o pairs.jsonl --round 2`")
+def export(
+    format: Annotated[str, typer.Argument(help=f"One of {FORMAT_NAMES}.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .jsonl, .json, .csv or .parquet.")],
+    round: RoundOption = None,
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--by",
+            help="Judgements of `human` or `ai`; may be repeated; left out, of people.",
+            show_default=False,
+        ),
+    ] = None,
+    watermark: Annotated[
+        int | None, typer.Option(help="Read up to this judgement, to repeat an export.", show_default=False)
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="An option of the format, as `min_agreement=0.7`; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    project: ProjectOption = None,
+    store: StoreOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write judgements in a format that other tools read, with a manifest of what is in it and what was left out."""
+    with opened(store, workspace) as database:
+        wanted = RowFilter(the_project(database, project), round, tuple(kinds or ("human",)))
+        with database.snapshot() as connection:
+            upto = watermark_of(connection, wanted) if watermark is None else watermark
+            options = export_options(set_ or (), wanted, upto)
+            manifest = write_export(judgement_rows(connection, wanted, upto), format, out, options)
+        database.write(
+            lambda c: note_export(
+                c,
+                database.now(),
+                wanted.project,
+                format=manifest.format,
+                filter=options.filter,
+                watermark=upto,
+                sha256=manifest.sha256,
+                rows=manifest.records,
+            )
+        )
+    console.print(_said(out, manifest), highlight=False, soft_wrap=True)
+
+
+def export_options(given: Any, wanted: RowFilter, watermark: int) -> ExportOptions:
+    """The options of an export, from `name=value` with YAML values. Raises InputError."""
+    values: dict[str, Any] = {}
+    for one in given:
+        name, equals, text = one.partition("=")
+        if not equals or name not in ExportOptions.model_fields or name in ("filter", "watermark"):
+            known = ", ".join(key for key in ExportOptions.model_fields if key not in ("filter", "watermark"))
+            raise InputError(f"--set {one}: write an option, =, and its value; there is {known}")
+        values[name] = yaml.safe_load(text)
+    chosen = {"project": wanted.project, "round": wanted.round, "by": list(wanted.annotator_kinds)}
+    try:
+        return ExportOptions(**values, filter=chosen, watermark=watermark)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"--set {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _said(out: Path, manifest: Manifest) -> str:
+    left_out = ", ".join(f"{number} {reason}" for reason, number in manifest.drops.items())
+    said = f"{escape(str(out))}: {manifest.records} rows from {manifest.rows_out} of {manifest.rows_in} judgements"
+    return f"{said} up to {manifest.watermark}" + (f"; left out: {left_out}" if left_out else "")
+
+
+@app.command("import", epilog="Example: `prefloop label import auto pairs.jsonl --project tales`")
+def import_(
+    format: Annotated[str, typer.Argument(help=f"One of {', '.join(get_args(ImportFormat))}.")],
+    file: Annotated[Path, typer.Argument(help="File with prompts and completions, perhaps with judgements.")],
+    bad_rows: Annotated[
+        bool, typer.Option("--drop-bad-rows", help="Count bad rows instead of stopping at the first.")
+    ] = False,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(help="Renames a column, as `chosen=better`; may be repeated.", show_default=False),
+    ] = None,
+    labelstudio_config: Annotated[
+        str, typer.Option(help="Label Studio's labelling configuration (XML).")
+    ] = "",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take the first rows only.", show_default=False)
+    ] = None,
+    project: ProjectOption = None,
+    store: StoreOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Publish what a file asks as tasks, and store what it says about them; the same file twice is the same tasks."""
+    known = {name: name for name in get_args(ImportFormat)}
+    if format not in known:
+        raise InputError(f"no import format {format!r}; choose {', '.join(known)}")
+    fields = dict(one.split("=", 1) for one in field or () if "=" in one)
+    options = ImportOptions.model_validate(
+        {
+            "path": str(file),
+            "format": format,
+            "fields": fields,
+            "labelstudio_config": labelstudio_config,
+            "bad_rows": "drop" if bad_rows else "stop",
+            "limit": limit,
+        }
+    )
+    reader = TaskReader(options)
+    with opened(store, workspace) as database:
+        name = the_project(database, project)
+        brought = bring_in(database, name, reader)
+    dropped = ", ".join(f"{number} {reason}" for reason, number in reader.dropped.items())
+    console.print(
+        f"project {name}: {brought.tasks} tasks, {brought.judgements} judgements from {reader.rows_in} rows"
+        + (f"; left out: {dropped}" if dropped else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
