@@ -18,6 +18,7 @@ from prefloop.labels.projects import MINUTE_MS, ProjectConfig
 from prefloop.labels.publish import parsed_config
 from prefloop.labels.schema import judgement, lease, project, round_, task
 from prefloop.labels.values import stored_value
+from prefloop.labels.written import note_author, written_messages
 
 SkipReason = Literal["unclear", "no_expertise", "too_long", "technical", "offensive"]
 DAY_MS = 24 * 60 * MINUTE_MS
@@ -178,6 +179,7 @@ def _store(
     about |= {name: getattr(asked, name) for name in ("presented", "slot", "guideline_version")}
     about |= {"state": state, "client_uuid": asked.token, "cents": cents, "revision": 0}
     judgement_id = connection.execute(INSERT_JUDGEMENT, about | said(now, submission, value)).scalar_one()
+    note_written(connection, asked, value)
     connection.execute(_DELETE_LEASE, {"its_token": asked.token})
     was_open = asked.state == "open"
     count(connection, now, asked, leased=-was_open, valid=state == "valid", skips=state == "skipped")
@@ -192,6 +194,15 @@ def _store(
     if cents:
         book(connection, now, asked, judgement_id, cents, f"judgement:{asked.asks}")
     return Stored(judgement_id, state, 0)
+
+
+def note_written(connection: sa.Connection, asked: sa.Row[Any], value: Mapping[str, Any]) -> None:
+    """Keeps a prompt with its author, who is never asked to judge answers to it."""
+    if asked.asks == "prompt" and "text" in value:
+        source, sensitive = f"written:{asked.project_id}", bool(value.get("is_sensitive"))
+        note_author(
+            connection, written_messages(value), asked.annotator_id, source=source, is_sensitive=sensitive
+        )
 
 
 def said(now: int, submission: Submission, value: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -187,10 +187,12 @@ def publish_tasks(
             connection, completion, [_completion_row(text) for one in some for text in one.completions]
         )
         _insert_new(connection, policy, list(_policy_rows(some)))
+        authors = _authors(connection, some)
         rows = []
         for one in some:
             ordinal += 1
-            rows.append(_task_row(one, config, now, project_id, round_id, ordinal, version))
+            row = _task_row(one, config, now, project_id, round_id, ordinal, version)
+            rows.append(row | {"author_id": one.author_id or authors.get(one.prompt.id)})
         _insert_new(connection, task, rows)
         known = [(row["id"], one) for row, one in zip(rows, some, strict=True) if one.expected is not None]
         _insert_new(
@@ -231,6 +233,16 @@ def _insert_new(
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     once = {row[key]: row for row in rows}
     connection.execute(dialect.insert(table).on_conflict_do_nothing(), list(once.values()))
+
+
+def _authors(connection: sa.Connection, tasks: Sequence[NewTask]) -> dict[str, str]:
+    """Who of our people wrote which of these prompts."""
+    rows = connection.execute(
+        sa.select(prompt.c.id, prompt.c.author_id).where(
+            prompt.c.id.in_({one.prompt.id for one in tasks}), prompt.c.author_id.is_not(None)
+        )
+    )
+    return {row.id: row.author_id for row in rows}
 
 
 def _prompt_row(one: NewTask) -> dict[str, Any]:
@@ -299,7 +311,6 @@ def _task_row(
         "is_gold": one.expected is not None,
         "is_sensitive": one.is_sensitive,
         "for_annotator": one.for_annotator,
-        "author_id": one.author_id,
         "skill": one.skill,
         "lang": one.lang,
         "created_at": now,

@@ -14,6 +14,7 @@ from prefloop.labels.answers import (
     has_room,
     hold_task,
     is_closed,
+    note_written,
     rules_of,
     said,
 )
@@ -64,6 +65,7 @@ def revise(
     _check_changeable(connection, before)
     config = parsed_config(before.config)
     value = stored_value(before.asks, submission.value, before.presented, config, rules=rules_of(before))
+    note_written(connection, before, value)
     if before.state == "valid":
         return _revision(connection, now, before, submission, client_uuid, value, "valid", cents=0)
     expire_on_task(connection, now, before.task_id, config)

@@ -87,6 +87,7 @@ prompt = sa.Table(
     _text("lang"),
     _text("safety_tag"),
     _text("dedupe_hash"),
+    sa.Column("author_id", sa.Text),  # of a person who wrote its last turn, and never judges answers to it
 )
 
 policy = sa.Table(
@@ -432,12 +433,22 @@ conversation = sa.Table(
     sa.Column("id", sa.Text, primary_key=True),
     _ref("project_id", "project.id"),
     _ref("annotator_id", "annotator.id"),
+    _text("kind", default="live"),  # live | probe
     _json("policies", nullable=False),  # pinned at the start
-    _json("payload"),
+    _json("payload"),  # the rule of a probe
     _text("state", default="open"),  # open | ended
     _json("ending"),  # the form at the end
     _time("created_at"),
     _time("ended_at", nullable=True),
+)
+sa.Index(
+    "uq_conversation_open",
+    conversation.c.project_id,
+    conversation.c.annotator_id,
+    conversation.c.kind,
+    unique=True,
+    sqlite_where=_IS_OPEN,
+    postgresql_where=_IS_OPEN,
 )
 
 turn = sa.Table(
@@ -447,14 +458,19 @@ turn = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True),
     _text("text"),
     sa.Column("key", sa.Text, nullable=False, unique=True),  # the browser's, so that a retry is the same turn
-    _text("state", default="waiting"),  # waiting | shown | chosen | failed
+    _text("state", default="waiting"),  # waiting | shown | chosen | rejected | failed
     _ref("task_id", "task.id", nullable=True),
     sa.Column("chosen_id", sa.Text),
-    _text("error"),
+    _text("error"),  # names policies: for the lead, never for the page
     _count("attempts"),
+    _count("renewed"),  # how often other answers were asked for
+    _count("num_tokens"),  # of all its answers
+    _time("busy_until", nullable=True),  # while a server is at it
     _time("created_at"),
     _time("shown_at", nullable=True),
 )
+_IS_WAITING = sa.text("state = 'waiting'")
+sa.Index("ix_turn_waiting", turn.c.busy_until, sqlite_where=_IS_WAITING, postgresql_where=_IS_WAITING)
 
 # --- what the work costs and where it goes ----------------------------------------------------------------------------
 

@@ -73,6 +73,8 @@ class Attack(Said):
     success: int = Field(ge=1, le=5)
     harm: int = Field(ge=1, le=5)
     actionability: int = Field(ge=1, le=5)
+    task: str = ""
+    """What was tried, in the words of who tried it."""
 
 
 class RuleLevels(Said):

@@ -89,6 +89,7 @@ def upgrade() -> None:
         sa.Column("lang", sa.Text(), server_default="", nullable=False),
         sa.Column("safety_tag", sa.Text(), server_default="", nullable=False),
         sa.Column("dedupe_hash", sa.Text(), server_default="", nullable=False),
+        sa.Column("author_id", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_prompt")),
     )
     op.create_table(
@@ -134,6 +135,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("project_id", sa.Text(), nullable=False),
         sa.Column("annotator_id", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), server_default="live", nullable=False),
         sa.Column("policies", JSON, nullable=False),
         sa.Column("payload", JSON, nullable=True),
         sa.Column("state", sa.Text(), server_default="open", nullable=False),
@@ -146,6 +148,15 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_conversation_project_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_conversation")),
     )
+    with op.batch_alter_table("conversation", schema=None) as batch_op:
+        batch_op.create_index(
+            "uq_conversation_open",
+            ["project_id", "annotator_id", "kind"],
+            unique=True,
+            sqlite_where=sa.text("state = 'open'"),
+            postgresql_where=sa.text("state = 'open'"),
+        )
+
     op.create_table(
         "export",
         sa.Column("id", sa.Text(), nullable=False),
@@ -516,6 +527,9 @@ def upgrade() -> None:
         sa.Column("chosen_id", sa.Text(), nullable=True),
         sa.Column("error", sa.Text(), server_default="", nullable=False),
         sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("renewed", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("num_tokens", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("busy_until", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("shown_at", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(
@@ -525,6 +539,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("conversation_id", "number", name=op.f("pk_turn")),
         sa.UniqueConstraint("key", name=op.f("uq_turn_key")),
     )
+    with op.batch_alter_table("turn", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_turn_waiting",
+            ["busy_until"],
+            unique=False,
+            sqlite_where=sa.text("state = 'waiting'"),
+            postgresql_where=sa.text("state = 'waiting'"),
+        )
+
     op.create_table(
         "ledger",
         sa.Column(
