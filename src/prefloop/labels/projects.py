@@ -91,11 +91,57 @@ class Dwell(Section):
         return int(min(max(self.least_s * 1000, self.per_character_ms * characters), self.most_s * 1000))
 
 
+VENDOR_NAMES = (
+    *(
+        "OpenAI",
+        "ChatGPT",
+        "GPT-3",
+        "GPT-3.5",
+        "GPT-4",
+        "GPT-4o",
+        "GPT-5",
+        "Anthropic",
+        "Claude",
+        "DeepMind",
+        "Gemini",
+    ),
+    *(
+        "Meta AI",
+        "Llama",
+        "Mistral",
+        "Mixtral",
+        "Qwen",
+        "通义千问",
+        "Alibaba Cloud",
+        "阿里云",
+        "DeepSeek",
+        "深度求索",
+    ),
+    *(
+        "Baidu",
+        "文心一言",
+        "Kimi",
+        "Moonshot AI",
+        "ChatGLM",
+        "智谱",
+        "Phi-3",
+        "Phi-4",
+        "Gemma",
+        "Grok",
+        "xAI",
+        "Cohere",
+    ),
+)
+"""By which an answer tells who wrote it, most often because its model was trained on another's answers."""
+
+
 class ChatOptions(Section):
     """Live conversations, in which people choose among the answers of every turn."""
 
     num_completions: int = Field(default=2, ge=2, le=9)
     """Answers a turn."""
+    probe_completions: int = Field(default=1, ge=1, le=9)
+    """Answers a turn while a rule is probed; with 1 the answer is taken without a choice."""
     max_turns: int = Field(default=10, ge=1)
     """Turns of a person before the conversation ends."""
     max_characters: int = Field(default=4000, ge=1)
@@ -104,6 +150,16 @@ class ChatOptions(Section):
     """Longest answer."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature."""
+    max_tokens: int = Field(default=32_768, ge=1)
+    """Tokens that policies may write in one conversation, all answers together."""
+    max_tokens_per_day: int = Field(default=200_000, ge=1)
+    """Tokens that policies may write for one person in 24 hours."""
+    max_renewals: int = Field(default=3, ge=0)
+    """How often other answers can be asked for in a turn."""
+    identity: Literal["keep", "flag", "redraw"] = "flag"
+    """What becomes of answers that name a vendor or model: nothing, a note for the lead, or up to two other draws first."""
+    identity_names: tuple[str, ...] = VENDOR_NAMES
+    """The names that are looked for, as whole words."""
 
 
 class Qualification(Section):

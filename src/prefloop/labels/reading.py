@@ -30,7 +30,7 @@ def shown_task(connection: sa.Connection, held: Lease) -> dict[str, Any]:
 
 
 _SHOWN = (
-    sa.select(task.c.kind, task.c.payload, task.c.guideline_version, project.c.config)
+    sa.select(task.c.kind, task.c.payload, task.c.guideline_version, task.c.is_sensitive, project.c.config)
     .join(project, project.c.id == task.c.project_id)
     .where(task.c.id == sa.bindparam("task"))
 )
@@ -40,9 +40,13 @@ def _shown(connection: sa.Connection, task_id: str, presented: Sequence[int]) ->
     row = connection.execute(_SHOWN, {"task": task_id}).one()
     config = parsed_config(row.config)
     content = task_content(connection, task_id)
+    rules = {one.id: one.text for one in config.rules}
+    asked_rules = (row.payload or {}).get("rules", ()) if row.kind == "rules" else ()
     return {
         "kind": row.kind,
         "messages": content.messages,
+        "rules": [{"id": one, "text": rules.get(one, one)} for one in asked_rules],
+        "is_sensitive": row.is_sensitive,
         "texts": [content.texts[place] for place in presented],
         "payload": {name: value for name, value in (row.payload or {}).items() if name in SHOWN_PAYLOAD},
         "dwell_ms": config.dwell.milliseconds(content.characters),
@@ -75,6 +79,8 @@ class OwnProject:
     qualification: str
     figures: Mapping[str, Any]
     """The last figures about their quality."""
+    has_chat: bool
+    """Whether there are conversations."""
 
 
 def own_projects(connection: sa.Connection, now: int, person: Person, *, day_start: int) -> list[OwnProject]:
@@ -103,6 +109,7 @@ def own_projects(connection: sa.Connection, now: int, person: Person, *, day_sta
             has_news=row.guideline_version > row.acknowledged,
             qualification=row.qualification,
             figures=_newest_figures(connection, row.id, person),
+            has_chat=project_config(connection, row.id).chat is not None,
         )
         for row in rows
     ]

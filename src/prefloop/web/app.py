@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +19,10 @@ from prefloop.labels import accounts, webhooks
 from prefloop.labels.database import Database
 from prefloop.labels.errors import ConsentNeeded, LabelError
 from prefloop.web import api, guard, health, pages
+from prefloop.web.answering import Answerer
 from prefloop.web.limits import Limits, TooMany, Windows
 from prefloop.web.outgoing import webhook_sender
+from prefloop.web.talking import Talks
 from prefloop.web.visitors import Visitors
 
 HERE = Path(__file__).parent
@@ -41,6 +43,8 @@ class WebOptions:
     """Further names, as in a Host header, under which the app is reached."""
     reachable_hosts: tuple[str, ...] = ()
     """Names in one's own network that webhooks may go to; all others must be public."""
+    answerers: Mapping[str, Answerer] = field(default_factory=dict)
+    """The policies that people can talk with, by name; see `answering.answerers_of`."""
 
 
 def create_app(database: Database, options: WebOptions) -> FastAPI:
@@ -51,6 +55,7 @@ def create_app(database: Database, options: WebOptions) -> FastAPI:
     app.state.windows = Windows(options.limits)
     app.state.visitors = Visitors(database)
     app.router.routes.extend(api.MOST_ASKED)
+    app.state.talks = Talks(database, options.answerers)
     app.include_router(api.router)
     app.include_router(health.router)
     for router in pages.ROUTERS:
@@ -74,13 +79,15 @@ def create_app(database: Database, options: WebOptions) -> FastAPI:
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(_deliver(app)), asyncio.create_task(_forget(app))]
+    talks: Talks = app.state.talks
+    tasks = [asyncio.create_task(work) for work in (_deliver(app), _forget(app), talks.run())]
     for task in tasks:
         task.add_done_callback(_report)
     yield
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    await talks.close()
 
 
 def _report(task: "asyncio.Task[None]") -> None:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
 from prefloop.labels.errors import ConsentNeeded
-from prefloop.web.pages import account, admin, admin_people, home, judge
+from prefloop.web.pages import account, admin, admin_people, chat, home, judge
 from prefloop.web.pages.shared import page
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -15,6 +15,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     admin.router,
     admin_people.router,
     judge.router,
+    chat.router,
 )
 
 

@@ -44,7 +44,7 @@ COLLAPSED_FROM = 12_000
 TEXT_FORMS = {"markdown": markdown_html, "raw": plain_html}
 UNSEEN = re.compile(r"\r(?=\n)")
 """The one character of a text that stands for nothing on a page; places of marked words count it."""
-KINDS_SHOWN = ("pairwise", "rank", "form", "edit", "demonstration", "steps")
+KINDS_SHOWN = ("pairwise", "rank", "form", "rules", "edit", "demonstration", "prompt", "steps")
 
 
 class Body(BaseModel):
@@ -79,7 +79,7 @@ class Frame:
 @router.get("/judge/{project_id}")
 async def judge(request: Request, asking: Asking, project_id: str) -> HTMLResponse:
     """The page on which tasks of a project appear one after the other."""
-    return await _work_page(request, asking, project_id, first=f"/judge/{project_id}/next")
+    return await work_page(request, asking, project_id, first=f"/judge/{project_id}/next")
 
 
 @router.post("/judge/{project_id}/next")
@@ -102,7 +102,7 @@ async def next_piece(request: Request, asking: Asking, project_id: str) -> HTMLR
         return HTMLResponse(await _unread_html(request, asking, project_id, found))
     shown = await read(request, lambda connection: shown_task(connection, found))
     frame = Frame(f"/judge/leases/{found.token}", found.token, 0, found.draft or {}, shown["dwell_ms"])
-    return HTMLResponse(_task_html(request, asking, shown, frame))
+    return HTMLResponse(task_html(request, asking, shown, frame))
 
 
 @router.get("/judge/leases/{token}/texts")
@@ -125,7 +125,16 @@ async def lease_diff(request: Request, asking: Asking, token: str, body: DiffBod
     return _diff_with(await read(request, work), body.text)
 
 
-async def _work_page(request: Request, asking: Visitor, project_id: str, *, first: str) -> HTMLResponse:
+async def work_page(
+    request: Request,
+    asking: Visitor,
+    project_id: str,
+    *,
+    first: str,
+    template: str = "judge/judge.html",
+    more: Mapping[str, Any] | None = None,
+) -> HTMLResponse:
+    """The page in which tasks appear; `more` is what else its script is told."""
     start = day_start(request, database_of(request).now())
 
     def work(connection: sa.Connection) -> tuple[str, float, int, dict[str, Any]]:
@@ -143,15 +152,16 @@ async def _work_page(request: Request, asking: Visitor, project_id: str, *, firs
         "today": today,
         "keys": preferences.get("keys", {}),
         "single_keys": preferences.get("single_keys", True),
+        **(more or {}),
     }
     html = page(
         request,
-        "judge/judge.html",
+        template,
         asking,
         project_id=project_id,
         project_title=own_title,
         about=about,
-        words=script_words(request, "judge", "base"),
+        words=script_words(request, "judge", "base", "chat"),
     )
     return HTMLResponse(html)
 
@@ -167,8 +177,10 @@ def _own_title(connection: sa.Connection, project_id: str, person: Person) -> st
     return found
 
 
-def _task_html(request: Request, asking: Visitor, shown: Mapping[str, Any], frame: Frame) -> str:
-    """A task as a piece of HTML; texts that are long are folded, all or none."""
+def task_html(
+    request: Request, asking: Visitor, shown: Mapping[str, Any], frame: Frame, *, area: str = "judge"
+) -> str:
+    """A task as a piece of HTML, by the templates of an area; texts that are long are folded, all or none."""
     kind = shown["kind"]
     data = {
         "kind": kind,
@@ -187,7 +199,7 @@ def _task_html(request: Request, asking: Visitor, shown: Mapping[str, Any], fram
     if kind == "steps":
         shared, texts = split_steps(texts, shown["payload"].get("prefix", ""))
     folded = max((len(text) for text in texts), default=0) > COLLAPSED_FROM
-    template = f"judge/{kind}.html" if kind in KINDS_SHOWN else "judge/elsewhere.html"
+    template = f"{area}/{kind}.html" if kind in KINDS_SHOWN else "judge/elsewhere.html"
     values = {"shown": shown, "frame": frame, "letters": LETTERS, "data": data, "texts": texts}
     return page(request, template, asking, folded=folded, shared=shared, **values)
 
@@ -296,7 +308,7 @@ async def history(request: Request, asking: Asking) -> HTMLResponse:
 async def change(request: Request, asking: Asking, judgement_id: int) -> HTMLResponse:
     """The page of a task that was answered."""
     answer, _ = await _own(request, asking, judgement_id)
-    return await _work_page(request, asking, answer.project_id, first=f"/history/{judgement_id}/task")
+    return await work_page(request, asking, answer.project_id, first=f"/history/{judgement_id}/task")
 
 
 @router.get("/history/{judgement_id}/task")
@@ -311,7 +323,7 @@ async def change_piece(request: Request, asking: Asking, judgement_id: int) -> H
         0,
         answer.is_frozen,
     )
-    return HTMLResponse(_task_html(request, asking, shown, frame))
+    return HTMLResponse(task_html(request, asking, shown, frame))
 
 
 @router.get("/history/{judgement_id}/texts")

@@ -9,6 +9,8 @@ import { Rest } from "./judge/rest.js";
 import { watchReveal, watchSizes } from "./judge/reveal.js";
 import { deliver, pause, unsent } from "./judge/sending.js";
 import { startClock } from "./judge/clock.js";
+import { openPrompt } from "./judge/prompting.js";
+import { openRules } from "./judge/rules.js";
 import { openSteps } from "./judge/steps.js";
 import { explain, instead, notice, say } from "./judge/telling.js";
 import { openViews, prepareViews } from "./judge/views.js";
@@ -21,6 +23,8 @@ const KINDS = {
   pairwise: openPairwise,
   rank: openRank,
   form: openForm,
+  rules: openRules,
+  prompt: openPrompt,
   edit: openEdit,
   demonstration: openDemonstration,
   steps: openSteps,
