@@ -271,6 +271,9 @@ member = sa.Table(
     _count("guideline_version"),  # the last one acknowledged
     _text("consent_version"),  # what was agreed to last; see `ProjectConfig.consent_version`
     _text("qualification", default="none"),  # none | passed | failed
+    # the last answer that does not count, since they may try again; the last one whose feedback was read
+    sa.Column("qualification_after", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("qualification_seen", sa.BigInteger, nullable=False, server_default="0"),
     _count("served"),  # tasks claimed, which says when gold and repeats are due
     # where the next search begins; see `choosing`
     sa.Column("cursor_priority", sa.Float),
@@ -408,6 +411,8 @@ flag = sa.Table(
     _text("comment"),
     _time("created_at"),
     _time("resolved_at", nullable=True),
+    _text("resolution"),  # dismissed | upheld
+    _text("resolved_by"),
 )
 sa.Index("ix_flag_task", flag.c.task_id)
 
