@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefloop.labels import qualification
 from prefloop.labels.choosing import is_due
 from prefloop.labels.errors import Conflict, Invalid, NotFound
 from prefloop.labels.people import Person
@@ -63,6 +64,7 @@ _ASKED = (
             for name in ("overlap", "valid", "leased", "ai_overlap", "ai_valid", "ai_leased")
         ),
         *(getattr(task.c, name) for name in ("round_id", "guideline_version", "is_gold", "for_annotator")),
+        task.c.strategy,
         task.c.reopened_at,
         task.c.done_at,
         round_.c.state.label("round_state"),
@@ -95,6 +97,7 @@ def submit(connection: sa.Connection, now: int, token: str, person: Person, subm
     stored = _store(connection, now, asked, submission, value, state, config)
     if state == "valid" and asked.kind == "human":
         _plan_repeat(connection, now, asked, stored.id, person, config)
+    _settle_qualification(connection, now, asked, person, config)
     return stored
 
 
@@ -109,7 +112,16 @@ def skip(
     if asked is None:
         return _said_before(connection, token, person, submission)
     config = parsed_config(asked.config)
-    return _store(connection, now, asked, submission, submission.value, "skipped", config)
+    stored = _store(connection, now, asked, submission, submission.value, "skipped", config)
+    _settle_qualification(connection, now, asked, person, config)
+    return stored
+
+
+def _settle_qualification(
+    connection: sa.Connection, now: int, asked: sa.Row[Any], person: Person, config: ProjectConfig
+) -> None:
+    if asked.strategy == qualification.STRATEGY:
+        qualification.settle(connection, now, asked.project_id, person.id, config)
 
 
 def _asked(connection: sa.Connection, token: str, person: Person) -> sa.Row[Any] | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from prefloop.labels import database
+from prefloop.labels import database, qualification
 from prefloop.labels.answers import Stored, Submission, skip, submit
 from prefloop.labels.choosing import Asking, choose, count_waiting, cursor_of, has_own, has_reopened
 from prefloop.labels.errors import Conflict, ConsentNeeded, Forbidden, NotFound
@@ -124,6 +124,9 @@ def claim(connection: sa.Connection, now: int, project_id: str, person: Person) 
     asking = Asking(
         person, project_id, config, row.member_served, cursor, bool(row.has_reopened), bool(row.has_own)
     )
+    if qualification.must_qualify(config, person.role, row.member_qualification):  # nothing else until they have passed
+        known = qualification.next_task(connection, project_id, person)
+        return None if known is None else _take(connection, now, known, asking)
     choice = choose(connection, now, asking)
     held = None if choice.task is None else _take(connection, now, choice.task, asking)
     connection.execute(

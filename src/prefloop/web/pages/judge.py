@@ -15,10 +15,11 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefloop.labels import guidelines, queue
+from prefloop.labels import guidelines, qualification, queue
 from prefloop.labels.errors import NotFound
 from prefloop.labels.people import Person, preferences_of, require_consent
 from prefloop.labels.publish import project_config
+from prefloop.labels.qualification import Feedback, feedback_for
 from prefloop.labels.queue import Lease
 from prefloop.labels.reading import (
     OwnJudgement,
@@ -55,6 +56,10 @@ class AcknowledgeBody(Body):
     version: int = Field(ge=1)
 
 
+class SeenBody(Body):
+    judgement: int = Field(ge=1)
+
+
 class DiffBody(Body):
     text: str = Field(max_length=LONGEST_TEXT)
 
@@ -88,7 +93,9 @@ async def next_piece(request: Request, asking: Asking, project_id: str) -> HTMLR
     limit(request, "claim", asking.person.id)
     now = database_of(request).now()
 
-    def work(connection: sa.Connection) -> guidelines.Guidelines | Lease | None:
+    def work(connection: sa.Connection) -> guidelines.Guidelines | Feedback | Lease | None:
+        if (told := feedback_for(connection, project_id, asking.person)) is not None:
+            return told
         # who holds a task finishes it by the guidelines that it was begun with
         held = queue.open_lease(connection, now, project_id, asking.person)
         if held is None and (unread := guidelines.unread_guidelines(connection, project_id, asking.person)):
@@ -100,6 +107,8 @@ async def next_piece(request: Request, asking: Asking, project_id: str) -> HTMLR
         return HTMLResponse(page(request, "judge/nothing_left.html", asking))
     if isinstance(found, guidelines.Guidelines):
         return HTMLResponse(await _unread_html(request, asking, project_id, found))
+    if isinstance(found, Feedback):
+        return HTMLResponse(page(request, "judge/feedback.html", asking, told=found, letters=LETTERS))
     shown = await read(request, lambda connection: shown_task(connection, found))
     frame = Frame(f"/judge/leases/{found.token}", found.token, 0, found.draft or {}, shown["dwell_ms"])
     return HTMLResponse(task_html(request, asking, shown, frame))
@@ -238,6 +247,15 @@ def _diff_with(shown: Mapping[str, Any], text: str) -> dict[str, list[str]]:
     if not shown["texts"]:
         raise NotFound("this task has no text to compare with")
     return {"texts": [str(one) for one in diff_html(shown["texts"][0], text)]}
+
+
+@router.post("/judge/{project_id}/feedback", status_code=204)
+async def see(request: Request, asking: Asking, project_id: str, body: SeenBody) -> None:
+    """Notes that this person has read what they were told about an answer of their qualification."""
+    await write(
+        request,
+        lambda connection: qualification.see_feedback(connection, project_id, asking.person, body.judgement),
+    )
 
 
 # --- guidelines ------------------------------------------------------------------------------------------------------

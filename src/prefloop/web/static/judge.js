@@ -57,6 +57,7 @@ Object.assign(keys.page, {
   back,
   again: () => next(),
   acknowledge,
+  go_on: goOn,
 });
 
 start();
@@ -380,6 +381,18 @@ async function acknowledge() {
   if (!unread) return;
   try {
     await request("POST", `/judge/${about.project}/guidelines`, { version: Number(unread.dataset.version) });
+  } catch (error) {
+    explain(error);
+  }
+  await show("POST", nextPath);
+}
+
+// Feedback on a task of the qualification was read.
+async function goOn() {
+  const told = place.querySelector("#feedback");
+  if (!told) return;
+  try {
+    await request("POST", `/judge/${about.project}/feedback`, { judgement: Number(told.dataset.judgement) });
   } catch (error) {
     explain(error);
   }

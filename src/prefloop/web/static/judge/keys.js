@@ -9,6 +9,7 @@ const USUAL = {
   submit: "Ctrl+Enter",
   save: "Ctrl+S",
   acknowledge: "Ctrl+Enter",
+  go_on: "Ctrl+Enter",
   skip: "S",
   flag: "F",
   undo: "U",
@@ -40,7 +41,7 @@ for (let number = 1; number <= 8; number += 1) USUAL[`strength_${number}`] = Str
 const ALSO = { "Alt+ArrowDown": "move_down", "Alt+ArrowUp": "move_up" };
 const WHILE_TYPING = new Set(["Ctrl+Enter", "Ctrl+S"]);
 const REPEATABLE = new Set(["next_card", "previous_card", "move_down", "move_up"]);
-const LABELS = { acknowledge: "judge.acknowledge", help: "judge.keys" };
+const LABELS = { acknowledge: "judge.acknowledge", go_on: "judge.go_on", help: "judge.keys" };
 
 // The name of what was pressed: "S", "Shift+J", "Ctrl+Enter", "["
 export function keyName(event) {
