@@ -124,7 +124,9 @@ def claim(connection: sa.Connection, now: int, project_id: str, person: Person) 
     asking = Asking(
         person, project_id, config, row.member_served, cursor, bool(row.has_reopened), bool(row.has_own)
     )
-    if qualification.must_qualify(config, person.role, row.member_qualification):  # nothing else until they have passed
+    if qualification.must_qualify(
+        config, person.role, row.member_qualification
+    ):  # nothing else until they have passed
         known = qualification.next_task(connection, project_id, person)
         return None if known is None else _take(connection, now, known, asking)
     choice = choose(connection, now, asking)

@@ -22,6 +22,7 @@ from prefloop.web import api, guard, health, pages
 from prefloop.web.answering import Answerer
 from prefloop.web.limits import Limits, TooMany, Windows
 from prefloop.web.outgoing import webhook_sender
+from prefloop.web.remembered import Remembered
 from prefloop.web.talking import Talks
 from prefloop.web.visitors import Visitors
 
@@ -56,6 +57,7 @@ def create_app(database: Database, options: WebOptions) -> FastAPI:
     app.state.visitors = Visitors(database)
     app.router.routes.extend(api.MOST_ASKED)
     app.state.talks = Talks(database, options.answerers)
+    app.state.remembered = Remembered()
     app.include_router(api.router)
     app.include_router(health.router)
     for router in pages.ROUTERS:

@@ -6,7 +6,18 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
 from prefloop.labels.errors import ConsentNeeded
-from prefloop.web.pages import account, admin, admin_people, chat, home, judge
+from prefloop.web.pages import (
+    account,
+    admin,
+    admin_people,
+    chat,
+    home,
+    judge,
+    lead,
+    lead_data,
+    lead_figures,
+    lead_review,
+)
 from prefloop.web.pages.shared import page
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -16,6 +27,10 @@ ROUTERS: tuple[APIRouter, ...] = (
     admin_people.router,
     judge.router,
     chat.router,
+    lead_review.router,
+    lead_figures.router,
+    lead_data.router,
+    lead.router,
 )
 
 

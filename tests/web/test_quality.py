@@ -1,0 +1,195 @@
+"""Tests of the figures about labels, against hand calculation."""
+
+from types import SimpleNamespace
+
+import pytest
+from tests.web.overseeing import Office, office, pair
+
+from prefloop.labels.browsing import Filter
+from prefloop.labels.qualification import is_right
+from prefloop.web.calibrating import reward_report
+from prefloop.web.quality import Kept, Quality, kept_figures, quality_of
+
+
+@pytest.fixture
+def desk(tmp_path):
+    with office(tmp_path) as made:
+        yield made
+
+
+def figures(desk: Office, **wanted) -> Quality:
+    return desk.database.read(lambda c: quality_of(c, desk.database.now(), Filter("pairs", **wanted)))
+
+
+def four_tasks(desk: Office) -> None:
+    """Xu and Yi agree on three tasks of four: aa, bb, ab, aa."""
+    desk.publish(*[pair(number) for number in range(1, 5)])
+    for number, (first, second) in enumerate(("aa", "bb", "ab", "aa"), start=1):
+        desk.says("Xu", f"t{number}", first, active_ms=4000)
+        desk.says("Yi", f"t{number}", second, active_ms=1000)
+
+
+def test_agreement_is_that_of_a_calculation_by_hand(desk):
+    four_tasks(desk)
+    (question,) = figures(desk).questions
+    # five a and three b. alpha: 1 - (2 / 8) / (2 * 5 * 3 / (8 * 7)); kappa: chance (25 + 9) / 64; AC1: chance 30 / 64
+    assert (question.kind, question.name) == ("pairwise", "choice")
+    assert question.raw and question.raw.value == 0.75
+    assert question.alpha and question.alpha.value == pytest.approx(0.533333, abs=1e-6)
+    assert question.kappa and question.kappa.value == pytest.approx(0.466667, abs=1e-6)
+    assert question.ac1 and question.ac1.value == pytest.approx(0.529412, abs=1e-6)
+    assert (question.basis.units, question.basis.ratings) == (4, 8)
+
+
+def test_agreement_of_unanimous_people_is_undefined(desk):
+    desk.publish(pair(1), pair(2))
+    for name in ("Xu", "Yi"):
+        desk.says(name, "t1", "a")
+        desk.says(name, "t2", "a")
+    (question,) = figures(desk).questions
+    assert question.alpha and question.alpha.value is None and question.alpha.reason
+
+
+def test_each_person_has_their_own_figures(desk):
+    four_tasks(desk)
+    xu, yi = sorted(figures(desk).people, key=lambda one: one.name)
+    # Wilson for 3 of 4 at 95 %: 0.3006 to 0.9544
+    assert xu.consensus and (xu.consensus.count, xu.consensus.of) == (3, 4)
+    assert (xu.consensus.low, xu.consensus.high) == pytest.approx((0.3006, 0.9544), abs=1e-4)
+    # the first answer is longer and was on the left: Xu took it three times of four, Yi twice
+    assert xu.side and (xu.side.n, xu.side.share_left) == (4, 0.75)
+    assert yi.length and (yi.length.n, yi.length.longer_won) == (4, 0.5)
+    # nothing is read in less than three seconds
+    assert xu.speed and (xu.speed.median_ms, xu.speed.too_fast) == (4000, 0.0)
+    assert yi.speed and (yi.speed.median_ms, yi.speed.too_fast) == (1000, 1.0)
+
+
+def test_the_last_word_counts_and_surplus_does_not(desk):
+    desk.publish(pair(1))
+    before = desk.says("Xu", "t1", "a")
+    desk.says("Xu", "t1", "b", supersedes=before, revision=1)
+    desk.says("Yi", "t1", "b")
+    desk.says("Zoe", "t1", "a", state="surplus")
+    found = figures(desk)
+    assert found.judgements == 2
+    assert [one.name for one in found.people if one.consensus and one.consensus.value == 1.0] == ["Xu", "Yi"]
+
+
+def test_gold_and_repeats_are_shares_of_their_own(desk):
+    desk.publish(
+        pair(1, expected={"choice": "a"}),
+        pair(2, expected={"choice": "b"}),
+        pair(3),
+    )
+    desk.says("Xu", "t1", "a")
+    desk.says("Xu", "t2", "a")
+    desk.says("Xu", "t3", "b")
+    desk.publish(pair(4, strategy="repeat"))
+    desk.database.write(lambda c: c.exec_driver_sql("UPDATE task SET repeat_of = 't3' WHERE id = 't4'"))
+    desk.says("Xu", "t4", "b")
+    (xu,) = figures(desk).people
+    assert xu.gold and (xu.gold.count, xu.gold.of) == (1, 2)
+    assert xu.repeats and (xu.repeats.count, xu.repeats.of) == (1, 1)
+    assert figures(desk).questions[0].basis.ratings == 0  # neither is a second opinion on a task
+
+
+def test_filters_narrow_to_a_round_and_to_a_person(desk):
+    four_tasks(desk)
+    assert figures(desk, rounds=(2,)).judgements == 0
+    assert [one.name for one in figures(desk, annotator_id=desk.person("Yi").id).people] == ["Yi"]
+
+
+def test_strengths_levels_and_orders_are_compared_on_their_scales(desk):
+    desk.publish(pair(1), pair(2))
+    for name, strengths in (("Xu", (1, 8)), ("Yi", (1, 8))):
+        for number, strength in enumerate(strengths, start=1):
+            desk.says(name, f"t{number}", "a" if strength == 1 else "b", strength)
+    desk.publish(pair(3, kind="rank"), pair(4, kind="rules", payload={"rules": ["polite"]}))
+    for name in ("Xu", "Yi"):
+        desk.says(name, "t3", "", value={"choice": None, "groups": [[1], [0]], "unrankable": []})
+        desk.says(name, "t4", "", value={"choice": None, "levels": {"polite": "unsure"}})
+    by_name = {one.name: one for one in figures(desk).questions}
+    strength, levels = by_name["strength"].alpha, by_name["levels"].alpha
+    assert strength and strength.value == 1.0
+    assert by_name["order"].tau and by_name["order"].tau.value == 1.0
+    assert levels and levels.value is None
+
+
+def test_figures_that_are_kept_hold_what_people_are_shown_of_themselves(desk):
+    four_tasks(desk)
+    kept = kept_figures(figures(desk))[desk.person("Xu").id]
+    assert kept["agreement"] == 0.75
+    assert kept["agreement_interval"] == pytest.approx([0.3006, 0.9544], abs=1e-4)
+
+
+# --- the reward model ------------------------------------------------------------------------------------------------
+
+
+def verdict(number: int, reward_p: float, choice: str, strategy: str = "active") -> SimpleNamespace:
+    return SimpleNamespace(
+        task_id=f"t{number}", prompt_id=f"p{number}", reward_p=reward_p, choice=choice, strategy=strategy
+    )
+
+
+def test_the_reward_model_is_compared_with_people_as_by_hand():
+    report = reward_report(
+        [verdict(1, 0.9, "a", "random"), verdict(2, 0.9, "b"), verdict(3, 0.2, "b"), verdict(4, 0.6, "tie")]
+    )
+    assert report.accuracy and (report.accuracy.value, report.accuracy.n) == (
+        pytest.approx(2 / 3, abs=1e-6),
+        3,
+    )
+    assert report.at_random and (report.at_random.value, report.at_random.n) == (1.0, 1)
+    # bins: 0.2 -> 0, 0.6 -> 1/2, 0.9 -> 1/2 (twice); (0.2 + 0.1 + 2 * 0.4) / 4 and (0.01 + 0.81 + 0.04 + 0.01) / 4
+    assert [(one.stated, one.said, one.n) for one in report.bins] == [
+        (0.2, 0.0, 1),
+        (0.6, 0.5, 1),
+        (0.9, 0.5, 2),
+    ]
+    assert report.calibration_error == pytest.approx(0.275)
+    assert report.brier == pytest.approx(0.2175)
+
+
+def test_a_reward_model_that_said_nothing_has_no_figures():
+    assert reward_report([]).accuracy is None
+    assert reward_report([verdict(1, 0.5, "both_bad")]).n == 0
+
+
+# --- known answers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "tolerance", "right"),
+    [
+        ({"choice": "a", "strength": 2}, {"choice": "a"}, 0, True),
+        ({"choice": "b", "strength": 7}, {"choice": "a"}, 3, False),
+        ({"choice": "a", "strength": 3}, {"choice": "a", "strength": 1}, 2, True),
+        ({"choice": "a", "strength": 4}, {"choice": "a", "strength": 1}, 2, False),
+        ({"choice": "tie", "strength": None}, {"choice": "a", "strength": 1}, 2, False),
+        ({"ratings": {"overall": 5}}, {"ratings": {"overall": 6}}, 1, True),
+        ({"ratings": {}}, {"ratings": {"overall": 6}}, 1, False),
+        ({}, {"flags": {"violent": False}}, 0, True),
+        ({"flags": {"violent": True}}, {"flags": {"violent": False}}, 0, False),
+        ({"levels": {"r": "probably_break"}}, {"levels": {"r": "definitely_break"}}, 1, True),
+        ({"groups": [[0], [1]]}, {"groups": [[1], [0]]}, 0, False),
+        ({"skip": "unclear"}, {"choice": "a"}, 0, False),
+    ],
+)
+def test_an_answer_is_right_up_to_the_tolerance(value, expected, tolerance, right):
+    assert is_right(value, expected, tolerance) is right
+
+
+# --- kept in memory --------------------------------------------------------------------------------------------------
+
+
+def test_a_result_is_computed_once_for_a_watermark_and_anew_when_asked():
+    kept, calls = Kept[int](), []
+
+    def compute() -> int:
+        calls.append(1)
+        return len(calls)
+
+    assert [kept.get("key", 1, compute, anew=False) for _ in range(3)] == [1, 1, 1]
+    assert kept.get("key", 2, compute, anew=False) == 1  # a minute old at most
+    assert kept.get("key", 2, compute, anew=True) == 2
+    assert kept.get("other", 2, compute, anew=False) == 3
