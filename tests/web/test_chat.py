@@ -106,6 +106,7 @@ def test_every_answer_is_stored_with_its_whole_lineage(two):
         assert row.for_annotator == ada.person.id
     # a strength of 2 says that the first one shown is better; what is appended is that one
     assert ada.state(chat)["answer"] == shown[0]
+    ada.ask("POST", f"/chats/{chat}/piece")
     (turn,) = two.rows("select * from turn")
     assert by_policy[shown[0].split()[0]].id == turn.chosen_id
     # and it is the first in the order in which the judgement says it was shown

@@ -16,7 +16,7 @@ from prefloop.labels.schema import conversation, judgement, round_, task, turn
 def check_turn(
     connection: sa.Connection, now: int, found: Conversation, person: Person, options: ChatOptions, text: str
 ) -> None:
-    """Raises Invalid for words that are no turn, Conflict where the conversation is full, Forbidden past a day's share."""
+    """Raises Invalid for what is no turn, Conflict where there is no room for one, Forbidden past a day's share."""
     if not text.strip():
         raise Invalid("text: write something")
     if len(text) > options.max_characters:

@@ -7,6 +7,7 @@ and the conversation follows what was said there.
 
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -234,15 +235,28 @@ def look(connection: sa.Connection, conversation_id: str, person: Person) -> Con
     return settle(connection, own_row(connection, conversation_id, person))
 
 
+def peek(connection: sa.Connection, conversation_id: str, person: Person) -> Conversation:
+    """The same without a change, for who only reads."""
+    return _settled(connection, find(connection, conversation_id, person), person.id)
+
+
 def settle(connection: sa.Connection, row: sa.Row[Any]) -> Conversation:
     """Lets the last turn follow what its person has said about its answers, in the conversation or in their history."""
     found = loaded(connection, row)
+    now = _settled(connection, found, row.annotator_id)
+    if now != found and now.last is not None:
+        state, chosen_id = now.last.state, now.last.chosen_id
+        change_turn(connection, found.id, now.last.number, state=state, chosen_id=chosen_id)
+    return now
+
+
+def _settled(connection: sa.Connection, found: Conversation, annotator_id: str) -> Conversation:
     last = found.last
     if not found.is_open or last is None or last.task_id is None:
         return found
     said = connection.execute(
         sa.select(judgement)
-        .where(judgement.c.task_id == last.task_id, judgement.c.annotator_id == row.annotator_id)
+        .where(judgement.c.task_id == last.task_id, judgement.c.annotator_id == annotator_id)
         .order_by(judgement.c.revision.desc())
         .limit(1)
     ).first()
@@ -252,11 +266,13 @@ def settle(connection: sa.Connection, row: sa.Row[Any]) -> Conversation:
     if last.chosen_id is not None and last.chosen_id not in ids:  # improved since, by the person
         return found
     best = None if said.state in ("skipped", "withdrawn") else _best(said.value, said.presented)
-    state, chosen_id = ("rejected", None) if best is None else ("chosen", ids[best])
-    if (state, chosen_id) == (last.state, last.chosen_id):
-        return found
-    change_turn(connection, found.id, last.number, state=state, chosen_id=chosen_id)
-    return loaded(connection, row)
+    if best is None:
+        settled = replace(last, state="rejected", chosen_id=None, answer=None)
+    else:
+        text = sa.select(completion.c.text).where(completion.c.id == ids[best])
+        answer = connection.execute(text).scalar_one()
+        settled = replace(last, state="chosen", chosen_id=ids[best], answer=answer)
+    return replace(found, turns=(*found.turns[:-1], settled))
 
 
 def _best(value: Mapping[str, Any], presented: Sequence[int]) -> int | None:

@@ -82,16 +82,22 @@ def source_of(found: Conversation) -> str:
 
 def find(connection: sa.Connection, conversation_id: str, person: Person) -> Conversation:
     """A conversation of this person. Raises NotFound for another's, as if there were none."""
-    return loaded(connection, own_row(connection, conversation_id, person))
+    return loaded(connection, _row(connection, _of(conversation_id, person)))
 
 
 def own_row(connection: sa.Connection, conversation_id: str, person: Person) -> sa.Row[Any]:
-    """Held against other changes of the same conversation until the end of the transaction."""
-    row = connection.execute(
-        sa.select(conversation)
-        .where(conversation.c.id == conversation_id, conversation.c.annotator_id == person.id)
-        .with_for_update()
-    ).first()
+    """The same as a row, held against other changes of it until the end of the transaction."""
+    return _row(connection, _of(conversation_id, person).with_for_update())
+
+
+def _of(conversation_id: str, person: Person) -> sa.Select[Any]:
+    return sa.select(conversation).where(
+        conversation.c.id == conversation_id, conversation.c.annotator_id == person.id
+    )
+
+
+def _row(connection: sa.Connection, wanted: sa.Select[Any]) -> sa.Row[Any]:
+    row = connection.execute(wanted).first()
     if row is None:
         raise NotFound("there is no such conversation of yours")
     return row

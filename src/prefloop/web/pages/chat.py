@@ -26,12 +26,14 @@ from prefloop.labels.schema import project
 from prefloop.web.limits import limit
 from prefloop.web.pages.judge import Frame, task_html, work_page
 from prefloop.web.pages.shared import page
-from prefloop.web.security import Visitor, need_scope, visitor
+from prefloop.web.security import Visitor, scoped, visitor
 from prefloop.web.store import database_of, read, write
 from prefloop.web.talking import Talks
 
 router = APIRouter()
 Asking = Annotated[Visitor, Depends(visitor)]
+Reading = Annotated[Visitor, Depends(scoped("tasks:read"))]
+Judging = Annotated[Visitor, Depends(scoped("judge:write"))]
 API = "/api/v1/chats"
 
 
@@ -170,9 +172,8 @@ def _state(found: Conversation) -> dict[str, Any]:
 
 
 @router.post(API)
-async def start(request: Request, asking: Asking, body: StartBody) -> dict[str, Any]:
+async def start(request: Request, asking: Judging, body: StartBody) -> dict[str, Any]:
     """Starts a conversation with the policies that are served now; an open one of this kind goes on instead."""
-    need_scope(asking, "judge:write")
     limit(request, "chat", asking.person.id)
     now, served = database_of(request).now(), _talks(request).served
 
@@ -183,10 +184,9 @@ async def start(request: Request, asking: Asking, body: StartBody) -> dict[str, 
 
 
 @router.get(API + "/{conversation_id}")
-async def state(request: Request, asking: Asking, conversation_id: str) -> dict[str, Any]:
+async def state(request: Request, asking: Reading, conversation_id: str) -> dict[str, Any]:
     """A conversation with its transcript."""
-    need_scope(asking, "tasks:read")
-    found = await write(request, lambda connection: chats.look(connection, conversation_id, asking.person))
+    found = await read(request, lambda connection: chats.peek(connection, conversation_id, asking.person))
     turns = [
         {"number": one.number, "text": one.text, "state": one.state, "answer": one.answer}
         for one in found.turns
@@ -196,9 +196,8 @@ async def state(request: Request, asking: Asking, conversation_id: str) -> dict[
 
 
 @router.get(API + "/{conversation_id}/turns/{number}")
-async def turn_state(request: Request, asking: Asking, conversation_id: str, number: int) -> dict[str, Any]:
+async def turn_state(request: Request, asking: Reading, conversation_id: str, number: int) -> dict[str, Any]:
     """Whether a turn has its answers."""
-    need_scope(asking, "tasks:read")
     found = await read(request, lambda connection: find(connection, conversation_id, asking.person))
     if not 1 <= number <= len(found.turns):
         raise NotFound("there is no such turn")
@@ -206,9 +205,8 @@ async def turn_state(request: Request, asking: Asking, conversation_id: str, num
 
 
 @router.post(API + "/{conversation_id}/turns", status_code=202)
-async def say(request: Request, asking: Asking, conversation_id: str, body: TurnBody) -> dict[str, Any]:
+async def say(request: Request, asking: Judging, conversation_id: str, body: TurnBody) -> dict[str, Any]:
     """Stores a turn and has its answers written."""
-    need_scope(asking, "judge:write")
     limit(request, "chat", asking.person.id)
     now = database_of(request).now()
 
@@ -222,9 +220,8 @@ async def say(request: Request, asking: Asking, conversation_id: str, body: Turn
 
 
 @router.post(API + "/{conversation_id}/turns/{number}/retry", status_code=202)
-async def retry(request: Request, asking: Asking, conversation_id: str, number: int) -> dict[str, Any]:
+async def retry(request: Request, asking: Judging, conversation_id: str, number: int) -> dict[str, Any]:
     """Has the answers written again of a turn that got none."""
-    need_scope(asking, "judge:write")
     limit(request, "chat", asking.person.id)
     await write(request, lambda connection: chats.retry(connection, conversation_id, asking.person, number))
     _talks(request).begin(conversation_id, number)
@@ -233,10 +230,9 @@ async def retry(request: Request, asking: Asking, conversation_id: str, number: 
 
 @router.post(API + "/{conversation_id}/turns/{number}/renew", status_code=202)
 async def renew(
-    request: Request, asking: Asking, conversation_id: str, number: int, body: RenewBody
+    request: Request, asking: Judging, conversation_id: str, number: int, body: RenewBody
 ) -> dict[str, Any]:
     """Has other answers written."""
-    need_scope(asking, "judge:write")
     limit(request, "chat", asking.person.id)
     now = database_of(request).now()
 
@@ -249,9 +245,8 @@ async def renew(
 
 
 @router.post(API + "/{conversation_id}/claim", response_model=None)
-async def claim(request: Request, asking: Asking, conversation_id: str) -> Mapping[str, Any]:
+async def claim(request: Request, asking: Judging, conversation_id: str) -> Mapping[str, Any]:
     """The choice that a conversation waits for, as `tasks/claim` gives one. It is answered through its lease."""
-    need_scope(asking, "judge:write")
     limit(request, "claim", asking.person.id)
     now = database_of(request).now()
     held = await write(
@@ -265,10 +260,9 @@ async def claim(request: Request, asking: Asking, conversation_id: str) -> Mappi
 
 @router.post(API + "/{conversation_id}/turns/{number}/improve")
 async def improve(
-    request: Request, asking: Asking, conversation_id: str, number: int, body: queue.Submission
+    request: Request, asking: Judging, conversation_id: str, number: int, body: queue.Submission
 ) -> dict[str, Any]:
     """Goes on with a text of the person's own instead of the answer."""
-    need_scope(asking, "judge:write")
     limit(request, "submit", asking.person.id)
     now = database_of(request).now()
 
@@ -280,9 +274,8 @@ async def improve(
 
 
 @router.post(API + "/{conversation_id}/end")
-async def end(request: Request, asking: Asking, conversation_id: str, body: EndBody) -> dict[str, Any]:
+async def end(request: Request, asking: Judging, conversation_id: str, body: EndBody) -> dict[str, Any]:
     """Ends a conversation with what its person says about the whole."""
-    need_scope(asking, "judge:write")
     limit(request, "submit", asking.person.id)
     now = database_of(request).now()
 
