@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +31,7 @@ from prefloop.stages.people import STORE_VARIABLE
 
 DEMO_FILE = "demo.sqlite"
 PUBLIC_URL_VARIABLE = "PREFLOOP_LABELS_URL"
+POLICIES_VARIABLE = "PREFLOOP_LABELS_POLICIES"
 PublicUrl = Annotated[
     str | None,
     typer.Option(
@@ -55,6 +56,14 @@ def serve(
         typer.Option("--plain-http", help="Accept that a trusted network could read along, without https."),
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes; more than one needs PostgreSQL.")] = 1,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A policy to talk with, NAME=WHERE, as often as you like: the address of an OpenAI-compatible server, "
+            "a policy folder, or `scripted`.",
+            show_default=False,
+        ),
+    ] = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="Serve built-in tales to try everything, in a store of their own.")
     ] = False,
@@ -77,7 +86,7 @@ def serve(
         _say(f"open {link_url(url, token)}")
         _say("the link lets you in once, as the admin; Ctrl-C ends the server")
         with _announced(database, url):
-            _run(database, place, url, host=host, port=port, workers=workers)
+            _run(database, place, url, policy or [], host=host, port=port, workers=workers)
 
 
 @contextlib.contextmanager
@@ -112,25 +121,35 @@ def _let_admin_in(connection: sa.Connection, now: int) -> str:
     return token
 
 
-def _run(database: Database, place: str, url: str, *, host: str, port: int, workers: int) -> None:
+def _run(
+    database: Database, place: str, url: str, policies: Sequence[str], *, host: str, port: int, workers: int
+) -> None:
     import uvicorn
 
+    from prefloop.web.answering import answerers_of
     from prefloop.web.app import WebOptions, create_app
     from prefloop.web.serve import uvicorn_options
 
+    answerers = answerers_of(policies)
+
     options: dict[str, Any] = {"host": host, "port": port, "log_level": "warning", **uvicorn_options()}
     if workers == 1:
-        uvicorn.run(create_app(database, WebOptions(public_url=url)), **options)
+        uvicorn.run(create_app(database, WebOptions(public_url=url, answerers=answerers)), **options)
         return
     os.environ[STORE_VARIABLE], os.environ[PUBLIC_URL_VARIABLE] = place, url
+    os.environ[POLICIES_VARIABLE] = "\n".join(policies)
     uvicorn.run(f"{__name__}:app_of_a_worker", factory=True, workers=workers, **options)
 
 
 def app_of_a_worker() -> Any:
     """The app in one of several processes, over the store that the environment names."""
+    from prefloop.web.answering import answerers_of
     from prefloop.web.app import WebOptions, create_app
 
-    options = WebOptions(public_url=os.environ[PUBLIC_URL_VARIABLE])
+    answerers = answerers_of(
+        os.environ[POLICIES_VARIABLE].split("\n") if os.environ[POLICIES_VARIABLE] else []
+    )
+    options = WebOptions(public_url=os.environ[PUBLIC_URL_VARIABLE], answerers=answerers)
     return create_app(open_database(os.environ[STORE_VARIABLE]), options)
 
 
