@@ -76,7 +76,7 @@ def main() -> None:
             target=Target(1, of="value"),
         ),
         Row(name, "acknowledged judgements", Spread.of([found.acknowledged])),
-        Row(name, "start to first answer, s", Spread.of(found.restart_s)),
+        Row(name, "start until it listens, s", Spread.of(found.restart_s)),
     ]
     report.finish("label_kill", asked, rows)
 
