@@ -10,7 +10,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
-from httpx import Response
 
 from prefloop.labels.accounts import open_session
 from prefloop.labels.database import Database, open_database
@@ -115,11 +114,11 @@ class Visit:
 
     client: TestClient
 
-    def get(self, path: str, **about: Any) -> Response:
+    def get(self, path: str, **about: Any) -> Any:
         """A page."""
         return self.client.get(path, **about)
 
-    def post(self, path: str, **fields: str) -> Response:
+    def post(self, path: str, **fields: str) -> Any:
         """A form that our own page sent."""
         page = self.client.get("/account").text
         csrf = re.search(r'<meta name="csrf" content="([^"]*)">', page)

@@ -27,7 +27,7 @@ MOST_FACTS = 100_000
 """Judgements that figures are computed from: the newest."""
 
 
-def facts(connection: sa.Connection, wanted: Filter, most: int = MOST_FACTS) -> list[sa.Row[Any]]:
+def facts(connection: sa.Connection, wanted: Filter, most: int = MOST_FACTS) -> Sequence[sa.Row[Any]]:
     """The last word of everybody on each task, oldest first.
 
     Rows have id, task_id, prompt_id, annotator_id, by (human | ai), kind, choice, strength, value (of kinds that do not
@@ -116,7 +116,7 @@ def keep_quality(
 # --- rounds ----------------------------------------------------------------------------------------------------------
 
 
-def reward_verdicts(connection: sa.Connection, round_id: str) -> list[sa.Row[Any]]:
+def reward_verdicts(connection: sa.Connection, round_id: str) -> Sequence[sa.Row[Any]]:
     """Choices of people beside what the reward model had said: task_id, prompt_id, choice, reward_p, strategy."""
     newer = judgement.alias("newer")
     rows = connection.execute(

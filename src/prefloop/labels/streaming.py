@@ -127,7 +127,7 @@ def _prompt(asked: sa.Row[Any], id: str) -> RowPrompt:
     )
 
 
-def _tasks(connection: sa.Connection, ids: set[str]) -> dict[str, sa.Row[Any]]:
+def _tasks(connection: sa.Connection, ids: set[str]) -> Mapping[str, sa.Row[Any]]:
     rows = connection.execute(
         sa.select(
             task.c.id,

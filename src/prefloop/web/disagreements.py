@@ -27,7 +27,7 @@ HANDED_MS = 10 * 60 * 1000
 class Disagreements:
     """The queues of all projects."""
 
-    _kept: Kept[tuple[QueueEntry, ...]] = field(default_factory=Kept)
+    _kept: Kept[tuple[QueueEntry, ...]] = field(default_factory=Kept[tuple[QueueEntry, ...]])
     _handed: dict[str, tuple[str, int]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -14,8 +14,8 @@ from prefloop.web.quality import Kept, Quality
 class Remembered:
     """Figures and queues."""
 
-    quality: Kept[Quality] = field(default_factory=Kept)
-    rewards: Kept[RewardReport] = field(default_factory=Kept)
+    quality: Kept[Quality] = field(default_factory=Kept[Quality])
+    rewards: Kept[RewardReport] = field(default_factory=Kept[RewardReport])
     standings: Kept[tuple[Standing, int]] = field(default_factory=lambda: Kept(fresh_s=2.0))
     """How far a round is, and how many judgements are new in it."""
     disagreements: Disagreements = field(default_factory=Disagreements)
