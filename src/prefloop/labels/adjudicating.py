@@ -98,7 +98,8 @@ def _votes(
             continue
         if row.id not in found:
             found[row.id] = ([], [], row.reward_p, row.reward_confidence)
-        found[row.id][0 if row.kind == "human" else 1].append(p_first)
+        people, judges, _, _ = found[row.id]
+        (people if row.kind == "human" else judges).append(p_first)
     return found
 
 
@@ -365,10 +366,15 @@ def flips(connection: sa.Connection, project_id: str, *, round_number: int | Non
     if round_number is not None:
         found = found.join(round_, round_.c.id == task.c.round_id).where(round_.c.number == round_number)
     each = found.subquery()
-    counts = [sa.func.sum(sa.case((each.c.outcome == one, 1), else_=0)) for one in get_args(Outcome)]
+    counts = [
+        sa.func.sum(sa.case((each.c.outcome == one, 1), else_=0)).label(one) for one in get_args(Outcome)
+    ]
     rows = connection.execute(
         sa.select(each.c.against, each.c.drawn, *counts)
         .group_by(each.c.against, each.c.drawn)
         .order_by(each.c.against, each.c.drawn.desc())
     )
-    return [Flips(row[0] or "", row[1] or "", *row[2:]) for row in rows]
+    return [
+        Flips(row.against or "", row.drawn or "", row.human_right, row.model_right, row.ambiguous)
+        for row in rows
+    ]
