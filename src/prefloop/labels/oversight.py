@@ -67,7 +67,8 @@ def facts(connection: sa.Connection, wanted: Filter, most: int = MOST_FACTS) -> 
         .order_by(judgement.c.id.desc())
         .limit(most)
     )
-    return list(connection.execute(statement))[::-1]
+    newest_first: list[Any] = list(connection.execute(statement))
+    return newest_first[::-1]
 
 
 def known_answers(connection: sa.Connection, project_id: str) -> dict[str, tuple[Mapping[str, Any], int]]:
@@ -119,7 +120,7 @@ def keep_quality(
 def reward_verdicts(connection: sa.Connection, round_id: str) -> Sequence[sa.Row[Any]]:
     """Choices of people beside what the reward model had said: task_id, prompt_id, choice, reward_p, strategy."""
     newer = judgement.alias("newer")
-    rows = connection.execute(
+    rows: Any = connection.execute(
         sa.select(
             task.c.id.label("task_id"),
             task.c.prompt_id,

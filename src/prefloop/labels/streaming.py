@@ -128,7 +128,7 @@ def _prompt(asked: sa.Row[Any], id: str) -> RowPrompt:
 
 
 def _tasks(connection: sa.Connection, ids: set[str]) -> Mapping[str, sa.Row[Any]]:
-    rows = connection.execute(
+    rows: Any = connection.execute(
         sa.select(
             task.c.id,
             task.c.kind,
