@@ -195,18 +195,21 @@ def set_budget(connection: sa.Connection, now: int, found: Round, cents: int | N
 def freeze(connection: sa.Connection, now: int, round_id: str, *, actor: str, reason: str) -> int:
     """Closes a round and returns its watermark; a frozen round stays as it is.
 
-    The row of the round is locked first: a judgement that is being stored holds it until it is committed, and one that
-    comes later finds the round closed. So every judgement is either below the watermark or late.
+    Its tasks are closed first: that waits for judgements that are being stored, which hold their tasks, and one that comes
+    later finds its task closed. So every judgement is either below the watermark or late.
     """
-    row = connection.execute(sa.select(round_).where(round_.c.id == round_id).with_for_update()).first()
+    wanted = sa.select(round_).where(round_.c.id == round_id)
+    row = connection.execute(wanted).first()
     if row is None:
         raise NotFound(f"there is no round {round_id}")
+    if row.state == "open":
+        connection.execute(sa.update(task).where(task.c.round_id == round_id).values(state="closed"))
+        row = connection.execute(wanted.with_for_update()).one()
     if row.state != "open":
         return row.watermark
     watermark = connection.execute(sa.select(sa.func.coalesce(sa.func.max(judgement.c.id), 0))).scalar_one()
     changes = {"state": "frozen", "watermark": watermark, "frozen_at": now}
     connection.execute(sa.update(round_).where(round_.c.id == round_id).values(changes))
-    connection.execute(sa.update(task).where(task.c.round_id == round_id).values(state="closed"))
     audit(connection, now, actor, "round.freeze", round_id, {"reason": reason, "watermark": watermark})
     about = {"round": row.number, "round_id": round_id, "watermark": watermark, "reason": reason}
     announce(connection, now, row.project_id, "round.frozen", about)
