@@ -76,8 +76,8 @@ def _choices(connection: sa.Connection, round_id: str) -> list[_Choice]:
     for row in rows:
         choice = row.value.get("choice", "a" if "groups" in row.value or "ratings" in row.value else "")
         if choice in ("a", "b"):
-            speaks = row.reward_p is not None and row.reward_p != 0.5 and "choice" in row.value
-            says_otherwise = (row.reward_p > 0.5) != (choice == "a") if speaks else None
+            p_a: float | None = row.reward_p if "choice" in row.value else None
+            says_otherwise = None if p_a is None or p_a == 0.5 else (p_a > 0.5) != (choice == "a")
             found.append(_Choice(says_otherwise, row.strategy == "random"))
     return found
 
