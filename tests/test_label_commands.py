@@ -19,10 +19,11 @@ from prefloop.interfaces import InputError, PrefloopError, Waiting
 from prefloop.labelling.judging import HttpQueue, StoreQueue, judge_all, read_judge
 from prefloop.labels import queue, rounds, schema, serving
 from prefloop.labels.accounts import hash_password, set_password
+from prefloop.labels.browsing import Filter
 from prefloop.labels.errors import Conflict, NotFound
 from prefloop.labels.projects import ProjectConfig
 from prefloop.labels.publish import NewTask, add_project, publish_tasks
-from prefloop.labels.reading_rows import RowFilter, judgement_rows, watermark_of
+from prefloop.labels.streaming import judgement_rows, up_to
 from prefloop.records import Message, Prompt, file_completion
 from simulated_people import client_of
 
@@ -277,8 +278,7 @@ def test_what_is_exported_raw_comes_into_another_store_as_it_was_and_once(store,
 
 def said_in(store: Path):
     with opened(store) as database, database.snapshot() as connection:
-        wanted = RowFilter(PROJECT)
-        rows = list(judgement_rows(connection, wanted, watermark_of(connection, wanted)))
+        rows = list(judgement_rows(connection, up_to(connection, Filter(PROJECT))))
     return sorted((one.prompt.id, one.state, str(one.value), one.revision, one.comment) for one in rows)
 
 

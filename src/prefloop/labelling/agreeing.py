@@ -22,9 +22,10 @@ from prefloop.labelling.shared import (
     opened,
     the_project,
 )
-from prefloop.labels.reading_rows import RowFilter, judgement_rows, watermark_of
+from prefloop.labels.browsing import Filter
 from prefloop.labels.rows import JudgementRow
 from prefloop.labels.schema import annotator
+from prefloop.labels.streaming import judgement_rows, up_to
 from prefloop.labels.values import p_a_of
 from prefloop.screen import console, table_of
 
@@ -43,10 +44,14 @@ def agreement(
 ) -> None:
     """Show how far people agree: alpha, Gwet's AC1, kappa, with intervals; and each person beside the others."""
     with opened(store, workspace) as database, database.snapshot() as connection:
-        wanted = RowFilter(the_project(database, project), round, ("human",))
+        wanted = Filter(
+            the_project(database, project),
+            rounds=() if round is None else (round,),
+            annotator_kinds=("human",),
+        )
         rows = [
             row
-            for row in judgement_rows(connection, wanted, watermark_of(connection, wanted))
+            for row in judgement_rows(connection, up_to(connection, wanted))
             if row.state == "valid" and not row.is_gold and not row.is_repeat
         ]
         names = dict(connection.execute(sa.select(annotator.c.id, annotator.c.name)).tuples().all())

@@ -17,11 +17,12 @@ from prefloop.labelling.shared import (
     opened,
     the_project,
 )
+from prefloop.labels.browsing import Filter
 from prefloop.labels.formats.options import ExportOptions
 from prefloop.labels.formats.reading import ImportFormat, ImportOptions, TaskReader
 from prefloop.labels.formats.table import FORMATS
 from prefloop.labels.formats.writing import Manifest, write_export
-from prefloop.labels.reading_rows import RowFilter, judgement_rows, watermark_of
+from prefloop.labels.streaming import judgement_rows, up_to
 from prefloop.labels.transfer import bring_in, note_export
 from prefloop.screen import console
 
@@ -61,19 +62,24 @@ def export(
 ) -> None:
     """Write judgements in a format that other tools read, with a manifest of what is in it and what was left out."""
     with opened(store, workspace) as database:
-        wanted = RowFilter(the_project(database, project), round, tuple(kinds or ("human",)))
+        asked = Filter(
+            the_project(database, project),
+            rounds=() if round is None else (round,),
+            annotator_kinds=tuple(kinds or ("human",)),
+            watermark=watermark or 0,
+        )
         with database.snapshot() as connection:
-            upto = watermark_of(connection, wanted) if watermark is None else watermark
-            options = export_options(set_ or (), wanted, upto)
-            manifest = write_export(judgement_rows(connection, wanted, upto), format, out, options)
+            wanted = up_to(connection, asked)
+            options = export_options(set_ or (), wanted)
+            manifest = write_export(judgement_rows(connection, wanted), format, out, options)
         database.write(
             lambda c: note_export(
                 c,
                 database.now(),
-                wanted.project,
+                wanted.project_id,
                 format=manifest.format,
                 filter=options.filter,
-                watermark=upto,
+                watermark=wanted.watermark,
                 sha256=manifest.sha256,
                 rows=manifest.records,
             )
@@ -81,7 +87,7 @@ def export(
     console.print(_said(out, manifest), highlight=False, soft_wrap=True)
 
 
-def export_options(given: Any, wanted: RowFilter, watermark: int) -> ExportOptions:
+def export_options(given: Any, wanted: Filter) -> ExportOptions:
     """The options of an export, from `name=value` with YAML values. Raises InputError."""
     values: dict[str, Any] = {}
     for one in given:
@@ -90,9 +96,9 @@ def export_options(given: Any, wanted: RowFilter, watermark: int) -> ExportOptio
             known = ", ".join(key for key in ExportOptions.model_fields if key not in ("filter", "watermark"))
             raise InputError(f"--set {one}: write an option, =, and its value; there is {known}")
         values[name] = yaml.safe_load(text)
-    chosen = {"project": wanted.project, "round": wanted.round, "by": list(wanted.annotator_kinds)}
+    chosen = {"project": wanted.project_id} | wanted.told()
     try:
-        return ExportOptions(**values, filter=chosen, watermark=watermark)
+        return ExportOptions(**values, filter=chosen, watermark=wanted.watermark)
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"--set {'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -42,6 +42,8 @@ class Filter:
     """One of STATES."""
     annotator_id: str = ""
     """Tasks that this person judged; of judgements, theirs alone."""
+    annotator_kinds: tuple[str, ...] = ()
+    """Of judgements, those by `human`, `ai`."""
     tag: str = ""
     """Of the prompt."""
     text: str = ""

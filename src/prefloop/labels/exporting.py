@@ -3,7 +3,7 @@
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from prefloop.labels.errors import Invalid, NotFound
 from prefloop.labels.formats.options import ExportOptions
 from prefloop.labels.formats.table import format_named
 from prefloop.labels.formats.writing import Counts, Manifest, count_export, write_export
-from prefloop.labels.schema import annotator, export, round_
-from prefloop.labels.streaming import judgement_rows, newest_judgement
+from prefloop.labels.schema import annotator, export
+from prefloop.labels.streaming import judgement_rows, up_to
 
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv")
 LISTED = 50
@@ -44,21 +44,6 @@ def exports_folder(database: Database) -> Path:
             "this store is no file, so exports have no folder; use `prefloop label export --out`"
         )
     return Path(place).resolve().with_suffix(".exports")
-
-
-def up_to(connection: sa.Connection, wanted: Filter) -> Filter:
-    """The filter with its watermark: that of the round, where there is one and it is frozen, or the newest judgement."""
-    if wanted.watermark:
-        return wanted
-    if len(wanted.rounds) == 1:
-        frozen = connection.execute(
-            sa.select(round_.c.watermark).where(
-                round_.c.project_id == wanted.project_id, round_.c.number == wanted.rounds[0]
-            )
-        ).scalar()
-        if frozen is not None:
-            return replace(wanted, watermark=frozen)
-    return replace(wanted, watermark=newest_judgement(connection, wanted.project_id))
 
 
 def dry_run(database: Database, wanted: Wanted) -> Counts:
