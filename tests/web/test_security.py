@@ -562,7 +562,7 @@ def test_an_error_of_the_database_does_not_show_what_was_to_be_stored(place):
     with pytest.raises(sa.exc.IntegrityError) as failed:
         place.database.write(
             lambda c: c.execute(
-                sa.text("INSERT INTO member VALUES (:a, NULL, 0, '', '', 0)"), {"a": "hunter2"}
+                sa.text("INSERT INTO member (project_id, annotator_id) VALUES (:a, NULL)"), {"a": "hunter2"}
             )
         )
     assert "hunter2" not in str(failed.value)

@@ -5,7 +5,6 @@ people, sessions or tokens empties the memory at once.
 """
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -25,8 +24,8 @@ TOUCHES = ("UPDATE session SET seen_at=", "UPDATE api_token SET used_at=")
 class Visitors(Generic[V]):
     """Visitors by the kind and hash of their token."""
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, database: Database, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock or (lambda: database.now() / 1000)  # the clock that sessions end by
         self._lock = threading.Lock()
         self._known: dict[str, tuple[float, V]] = {}
         event.listen(database.engine, "after_cursor_execute", self._watch)
@@ -34,7 +33,8 @@ class Visitors(Generic[V]):
     def get(self, key: str) -> V | None:
         """Who came with this token a moment ago."""
         found = self._known.get(key)
-        return found[1] if found is not None and self._clock() - found[0] < BELIEVED_S else None
+        # not below 0: a clock that was set back would let everybody in until it has caught up
+        return found[1] if found is not None and 0 <= self._clock() - found[0] < BELIEVED_S else None
 
     def put(self, key: str, visitor: V) -> None:
         """Remembers who came with this token just now."""
