@@ -171,8 +171,9 @@ def invite(
 
     with opened(store, workspace) as database:
         name = the_project(database, project)
-        wanted: Role = next((one for one in ROLES if one == role), "annotator")
-        if wanted != role:
+        known: dict[str, Role] = {one: one for one in ROLES[:-1]}
+        wanted = known.get(role)
+        if wanted is None:
             raise InputError(f"--role {role}: choose one of {', '.join(ROLES[:-1])}")
         token = database.write(
             lambda c: accounts.make_invite(
