@@ -123,7 +123,7 @@ class Bench:
         self._folder = Path(self._temporary.name)
         self._number = 0
         self._description = machine.description()
-        self.rates = self._job("rates", device=device)
+        self.rates = self._job("rates", device=device, dtypes=options.dtypes)
 
     def __enter__(self) -> "Bench":
         return self

@@ -6,6 +6,7 @@ import platform
 import resource
 import subprocess
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -78,14 +79,15 @@ def _status_mb(field: str) -> float:
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 
-def matmul_rates(device: str) -> dict[str, float]:
-    """GFLOP/s of torch's matrix product at shapes of training, the best of several, for each dtype."""
+def matmul_rates(device: str, dtypes: Sequence[str]) -> dict[str, float]:
+    """GFLOP/s of torch's matrix product at shapes of training, the best of several, for each dtype asked for: one that the
+    processor has to emulate takes minutes."""
     import torch
 
     tokens, shapes = (RATE_TOKENS, RATE_SHAPES) if device == "cpu" else (RATE_TOKENS_CUDA, RATE_SHAPES_CUDA)
     return {
-        str(dtype).removeprefix("torch."): max(_rate(tokens, *shape, dtype, device) for shape in shapes)
-        for dtype in (torch.float32, torch.bfloat16)
+        dtype: max(_rate(tokens, *shape, getattr(torch, dtype), device) for shape in shapes)
+        for dtype in dtypes
     }
 
 
