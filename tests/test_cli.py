@@ -462,12 +462,16 @@ def test_the_version_is_printed():
         (("show", "policy-zz"), "no artefact 'policy-zz' in {workspace}/artefacts; `prefloop status` lists them"),
         (("export", "zz", "x.jsonl"), "no artefact 'zz' in {workspace}/artefacts; `prefloop status` lists them"),
         (("chat", "a", "b", "c"), "chat: 3 policies; one or two can be talked to at a time"),
-        (("label", "{workspace}"), "{workspace}: no tasks.jsonl here; name a folder that a waiting run has told you"),
+        (
+            ("label", "status"),
+            "{workspace}/labels.sqlite: no label store here; `prefloop run` of an experiment with people makes one, "
+            "`prefloop label project create` makes one for labels alone, or name another with --store",
+        ),
     ],
 )  # fmt: skip
 def test_unknown_names_are_input_errors_that_say_what_there_is(finished, args, message):
     named = [one.format(workspace=finished.workspace) for one in args]
-    workspace = () if args[0] in ("init", "label") else ("-w", finished.workspace)
+    workspace = () if args[0] == "init" else ("-w", finished.workspace)
     ran = prefloop(*named, *workspace)
     assert (ran.code, ran.out) == (1, "")
     assert ran.errors == f"InputError: {message.format(workspace=finished.workspace)}\n"

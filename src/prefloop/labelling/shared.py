@@ -18,7 +18,7 @@ from prefloop.stages.people import STORE_VARIABLE, default_store
 
 app = typer.Typer(
     help="People's labels: serve the labelling app, see how far they are, take labels in and out, decide about rounds.",
-    epilog="Start with `prefloop label serve --demo`. For a run that waits: `prefloop label serve`, then run with `--wait`.",
+    epilog="Example: `prefloop label serve --demo`. For a run that waits: `prefloop label serve`, then run with `--wait`.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
