@@ -10,7 +10,7 @@ ROOT = Path(prefloop.__file__).parent
 FLOORS = [
     {
         "records", "interfaces", "config", "store", "tales", "containers", "fields", "formats", "data", "verdicts", "export",
-        "tracking", "launch", "servers", "labels",
+        "tracking", "launch", "servers", "targets", "labels",
     },
     {"losses", "selection", "siblings", "statistics", "agreement"},
     {"attention", "decoding", "lean", "batches", "modeling", "forward", "reward", "trunks"},

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from prefloop.annotate.function import FunctionScorer, function_digest, load_function
+from prefloop.annotate.function import FunctionScorer
 from prefloop.config import FunctionAnnotator
 from prefloop.interfaces import InputError
 from prefloop.records import Group, Message, Prompt, file_completion
+from prefloop.targets import function_digest, load_function
 
 PROMPT = Prompt.of((Message(role="user", content="Count"),), answer="42")
 GROUP = Group(

@@ -23,6 +23,7 @@ from prefloop.interfaces import Generator, InputError, Scorer, Unavailable
 from prefloop.records import Group, Judgement, PreferencePair, Prompt, content_id, judgement_adapter
 from prefloop.statistics import distinct_n
 from prefloop.store import Artefact, Build, RowFile, digest_path, read_json, read_records
+from prefloop.targets import function_digest
 
 if TYPE_CHECKING:
     from prefloop.generate.groups import PolicyGenerator
@@ -306,8 +307,6 @@ def annotator_digests(annotator: Annotator | SearchValue) -> dict[str, str]:
 def scorer_digest(section: GoldScorer) -> str | None:
     match section.kind:
         case "function":
-            from prefloop.annotate.function import function_digest
-
             return function_digest(section.target)
         case "reward_model" | "rule_model":
             return model_digest(section.model, None) if section.model else None

@@ -1,11 +1,9 @@
 """Which judgements may leave: states, gold, held-out prompts, flags, agreement, personal data."""
 
 import hashlib
-import importlib.util
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 from prefloop.interfaces import InputError
@@ -13,6 +11,7 @@ from prefloop.labels.formats.options import ExportOptions
 from prefloop.labels.formats.shapes import Rows, by_task
 from prefloop.labels.formats.verdicts import COMPARED, choice_of
 from prefloop.labels.rows import JudgementRow
+from prefloop.targets import told
 
 TRAINING_SPLITS = ("", "train")
 RESERVED_SALT = b"held-out prompts"
@@ -66,29 +65,6 @@ def disagreed(rows: Rows, options: ExportOptions) -> set[str]:
 # --- personal data ---------------------------------------------------------------------------------------------------
 
 
-def load_redaction(target: str) -> Redaction:
-    """The function at `path/to/file.py:name`, with its file run once. Raises InputError."""
-    path, colon, name = target.rpartition(":")
-    if not colon or not path or not name.isidentifier():
-        raise InputError(f"redact {target!r}: write path/to/file.py:name")
-    if not Path(path).is_file():
-        raise InputError(f"redact {target!r}: no file {path}")
-    spec = importlib.util.spec_from_file_location(f"prefloop_redaction_{Path(path).stem}", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"redact {target!r}: {path} is not a Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise InputError(
-            f"redact {target!r}: {path} cannot be run: {type(error).__name__}: {error}"
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise InputError(f"redact {target!r}: no function {name!r} in {path}")
-    return function
-
-
 def redacted(row: JudgementRow, function: Redaction) -> JudgementRow:
     """The row with the function applied to every text that people or models wrote.
 
@@ -100,7 +76,7 @@ def redacted(row: JudgementRow, function: Redaction) -> JudgementRow:
             changed = function(text)
         except Exception as error:
             raise InputError(
-                f"judgement {row.judgement_id}: the redaction failed: {type(error).__name__}: {error}; "
+                f"judgement {row.judgement_id}: the redaction failed: {told(error)}; "
                 "make it return text for any text"
             ) from error
         if not isinstance(changed, str):

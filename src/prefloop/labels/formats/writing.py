@@ -20,12 +20,13 @@ from prefloop import __version__
 from prefloop.export import whole_file
 from prefloop.interfaces import InputError
 from prefloop.labels.formats.options import ExportOptions
-from prefloop.labels.formats.screening import disagreed, kept_back, load_redaction, redacted
+from prefloop.labels.formats.screening import disagreed, kept_back, redacted
 from prefloop.labels.formats.shapes import NOT_FOR_THIS_FORMAT, Column, Format, Made, Survey
 from prefloop.labels.formats.table import format_named
 from prefloop.labels.rows import JudgementRow, place_of
 from prefloop.records import Record
 from prefloop.store import digest_file, write_text
+from prefloop.targets import load_function
 
 if TYPE_CHECKING:
     import pyarrow
@@ -153,7 +154,7 @@ def _manifest(chosen: Format, path: Path, digest: str, counts: Counts, options: 
 
 
 def _records(rows: Iterable[JudgementRow], chosen: Format, options: ExportOptions, counts: Counts) -> Records:
-    function = load_redaction(options.redact) if options.redact else None
+    function = load_function(options.redact) if options.redact else None
     seen = _Seen(chosen.same if options.near_duplicates == "drop" else ())
     for batch in _batches(rows, chosen):
         counts.rows_in += len(batch)
