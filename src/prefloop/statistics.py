@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 import numpy as np
-from scipy import optimize, special, stats
 
 CALIBRATION_BINS = 10
 """Of equal width, from a stated probability of one half to 1."""
@@ -28,6 +27,8 @@ def mean_interval(
 
     For a paired comparison give the per-prompt differences. One value, or equal values, have an interval of width 0.
     """
+    from scipy import stats
+
     if not values:
         return None
     data = np.asarray(values, dtype=np.float64)
@@ -60,6 +61,8 @@ def clustered_interval(
     Pairs of one prompt are not independent: give the prompts as clusters. Where no cluster has two values this is
     `mean_interval`.
     """
+    from scipy import stats
+
     names = {name: place for place, name in enumerate(dict.fromkeys(clusters))}
     if len(names) == len(values):
         return mean_interval(values, confidence=confidence, resamples=resamples, seed=seed)
@@ -86,6 +89,8 @@ def clustered_interval(
 
 def wilson_interval(successes: float, n: int, *, confidence: float) -> Interval:
     """Share and Wilson score interval (Wilson 1927), for small counts; half successes are ties."""
+    from scipy import stats
+
     z = float(stats.norm.ppf((1 + confidence) / 2))
     share, scale = successes / n, 1 + z**2 / n
     center = (share + z**2 / (2 * n)) / scale
@@ -127,6 +132,8 @@ def correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Spearman correlation; None where one side does not vary."""
+    from scipy import stats
+
     if len(a) < 2:
         return None
     return correlation(stats.rankdata(a).tolist(), stats.rankdata(b).tolist())
@@ -199,6 +206,8 @@ def not_worse(
 
 def mcnemar_p_value(new_only: int, old_only: int) -> float:
     """McNemar's exact test, two-sided: could a fair coin have split the pairs on which two models differ like this?"""
+    from scipy import stats
+
     differing = new_only + old_only
     return round(float(stats.binomtest(new_only, differing).pvalue), 6) if differing else 1.0
 
@@ -264,6 +273,8 @@ def calibration(log_odds: Sequence[float], *, confidence: float) -> Calibration:
     Score differences are log-odds, in the sense of Bradley and Terry. A pair is looked at from the side that the model
     prefers, so stated probabilities lie between one half and 1; ties are right one half of the time.
     """
+    from scipy import special
+
     odds = np.asarray(log_odds, dtype=np.float64)  # [N]
     stated = special.expit(np.abs(odds))  # [N]
     right = (np.sign(odds) + 1) / 2  # [N], 1, 0.5 or 0
@@ -298,6 +309,8 @@ def fitted_temperature(log_odds: Sequence[float]) -> float | None:
 
     None where no positive temperature is best: the order is right always, or no better than reversed.
     """
+    from scipy import optimize, special
+
     odds = np.asarray(log_odds, dtype=np.float64)
     if odds.mean() <= 0 or odds.min() >= 0:
         return None
