@@ -5,9 +5,10 @@ from collections import Counter, defaultdict
 import pytest
 import sqlalchemy as sa
 
-from labels.small_store import SmallStore, check
+from labels.small_store import PROJECT, SmallStore, check
 from prefloop.labels import publish, queue
 from prefloop.labels.errors import Conflict, Forbidden, Frozen, Invalid, NotFound
+from prefloop.labels.guidelines import acknowledge_guidelines
 from prefloop.labels.schema import annotator, judgement, lease, ledger, member, round_, task
 
 MINUTE_MS = 60_000
@@ -17,6 +18,23 @@ PAID = {"cents": {"pairwise": 5}}
 @pytest.fixture
 def open_store(any_store) -> SmallStore:
     return any_store
+
+
+def test_a_judgement_tells_which_guidelines_were_read_not_those_of_its_older_task(open_store):
+    store = open_store
+    store.project()
+    store.publish()
+    a = store.person()
+
+    def write_and_read(connection):
+        for number in (1, 2):
+            assert publish.publish_guidelines(connection, store.now, PROJECT, f"version {number}") == number
+        acknowledge_guidelines(connection, PROJECT, a, 2)
+
+    store.database.write(write_and_read)
+    stored = store.judge(a)
+    assert store.rows(task)[0].guideline_version == 0
+    assert store.judgement(stored.id).guideline_version == 2
 
 
 # --- claims ----------------------------------------------------------------------------------------------------------

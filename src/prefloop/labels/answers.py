@@ -14,10 +14,10 @@ from prefloop.labels import qualification
 from prefloop.labels.choosing import is_due
 from prefloop.labels.errors import Conflict, Invalid, NotFound
 from prefloop.labels.people import Person
-from prefloop.labels.places import book, expire_on_task, settle
+from prefloop.labels.places import OF_TASK, book, expire_on_task, settle
 from prefloop.labels.projects import MINUTE_MS, ProjectConfig
 from prefloop.labels.publish import parsed_config
-from prefloop.labels.schema import judgement, lease, project, round_, task
+from prefloop.labels.schema import judgement, lease, member, project, round_, task
 from prefloop.labels.values import stored_value
 from prefloop.labels.written import note_author, written_messages
 
@@ -56,23 +56,20 @@ class Stored:
 _ASKED = (
     sa.select(
         lease,
-        task.c.kind.label("asks"),
-        task.c.payload,
-        task.c.state.label("task_state"),
-        *(
-            getattr(task.c, name)
-            for name in ("overlap", "valid", "leased", "ai_overlap", "ai_valid", "ai_leased")
-        ),
-        *(getattr(task.c, name) for name in ("round_id", "guideline_version", "is_gold", "for_annotator")),
+        *OF_TASK,
+        task.c.round_id,
+        task.c.guideline_version,
+        task.c.for_annotator,
         task.c.strategy,
-        task.c.reopened_at,
-        task.c.done_at,
-        round_.c.state.label("round_state"),
-        project.c.config,
+        member.c.guideline_version.label("acknowledged"),
     )
     .join(task, task.c.id == lease.c.task_id)
     .join(project, project.c.id == lease.c.project_id)
     .outerjoin(round_, round_.c.id == task.c.round_id)
+    .outerjoin(
+        member,
+        sa.and_(member.c.project_id == lease.c.project_id, member.c.annotator_id == lease.c.annotator_id),
+    )
     .where(lease.c.token == sa.bindparam("token"), lease.c.annotator_id == sa.bindparam("person"))
 )
 INSERT_JUDGEMENT = sa.insert(judgement).returning(judgement.c.id)
@@ -188,7 +185,10 @@ def _store(
     about = {
         name: getattr(asked, name) for name in ("task_id", "project_id", "round_id", "annotator_id", "kind")
     }
-    about |= {name: getattr(asked, name) for name in ("presented", "slot", "guideline_version")}
+    # a task may be older than the guidelines that somebody judges it by
+    read = asked.acknowledged if asked.kind == "human" else None
+    about |= {"presented": asked.presented, "slot": asked.slot}
+    about["guideline_version"] = asked.guideline_version if read is None else read
     about |= {"state": state, "client_uuid": asked.token, "cents": cents, "revision": 0}
     judgement_id = connection.execute(INSERT_JUDGEMENT, about | said(now, submission, value)).scalar_one()
     note_written(connection, asked, value)

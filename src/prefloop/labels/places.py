@@ -7,7 +7,25 @@ import sqlalchemy as sa
 
 from prefloop.labels.projects import ProjectConfig
 from prefloop.labels.publish import forget_cursors
-from prefloop.labels.schema import lease, ledger, round_, task
+from prefloop.labels.schema import lease, ledger, project, round_, task
+
+OF_TASK = (
+    task.c.kind.label("asks"),
+    task.c.payload,
+    task.c.state.label("task_state"),
+    task.c.overlap,
+    task.c.valid,
+    task.c.leased,
+    task.c.ai_overlap,
+    task.c.ai_valid,
+    task.c.ai_leased,
+    task.c.is_gold,
+    task.c.reopened_at,
+    task.c.done_at,
+    round_.c.state.label("round_state"),
+    project.c.config,
+)
+"""What an answer needs to know about its task, for statements that join its project and its round."""
 
 # --- leases that have run out ----------------------------------------------------------------------------------------
 

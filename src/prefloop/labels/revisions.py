@@ -20,7 +20,7 @@ from prefloop.labels.answers import (
 )
 from prefloop.labels.errors import Conflict, Frozen, NotFound
 from prefloop.labels.people import Person
-from prefloop.labels.places import book, expire_on_task, reserve, settle
+from prefloop.labels.places import OF_TASK, book, expire_on_task, reserve, settle
 from prefloop.labels.publish import parsed_config
 from prefloop.labels.schema import judgement, lease, project, round_, task
 from prefloop.labels.values import stored_value
@@ -28,16 +28,7 @@ from prefloop.labels.values import stored_value
 _EARLIER = (
     sa.select(
         judgement,
-        task.c.kind.label("asks"),
-        task.c.payload,
-        task.c.state.label("task_state"),
-        *(
-            getattr(task.c, name)
-            for name in ("overlap", "valid", "leased", "ai_overlap", "ai_valid", "ai_leased")
-        ),
-        *(getattr(task.c, name) for name in ("is_gold", "reopened_at", "done_at")),
-        round_.c.state.label("round_state"),
-        project.c.config,
+        *OF_TASK,
     )
     .join(task, task.c.id == judgement.c.task_id)
     .join(project, project.c.id == judgement.c.project_id)
