@@ -42,7 +42,8 @@ def test_a_project_is_made_from_yaml_and_what_is_wrong_is_said_beside_what_was_w
     assert made.headers["location"] == "/admin/projects/helpful"
     page = root.get("/admin/projects/helpful").text
     assert "# two, as the guidelines are new" in page
-    assert "Be kind." in page
+    assert 'href="/lead/helpful/guidelines"' in page
+    assert "Be kind." in root.get("/lead/helpful/guidelines").text
     config = place.database.read(lambda c: publish.project_config(c, "helpful"))
     assert config.overlap == 2
 
@@ -53,7 +54,7 @@ def test_a_project_is_changed_or_stays_as_it_was(place, root):
     assert root.post("/admin/projects/p", data={"source": "overlap: 5", "title": "New"}).status_code == 303
     assert place.database.read(lambda c: publish.project_config(c, "p")).overlap == 5
     assert rows(place, project)[0].title == "New"
-    root.post("/admin/projects/p/guidelines", data={"text": "one\r\ntwo"})
+    root.post("/lead/p/guidelines", data={"text": "one\r\ntwo"})
     root.post("/admin/projects/p/state", data={"state": "closed"})
     assert (rows(place, project)[0].guideline_version, rows(place, project)[0].state) == (1, "closed")
     assert root.post("/admin/projects/p/state", data={"state": "burnt"}).status_code == 422

@@ -12,7 +12,7 @@ from prefloop.labels import people, publish, webhooks
 from prefloop.labels.audit import audit
 from prefloop.labels.errors import Conflict, Invalid
 from prefloop.labels.projects import parse_config
-from prefloop.labels.schema import annotator, guideline, member, project, task
+from prefloop.labels.schema import annotator, member, project, task
 from prefloop.web.pages.shared import page
 from prefloop.web.security import Visitor, need_role, visitor
 from prefloop.web.store import database_of, read, write
@@ -146,12 +146,6 @@ async def _project(
 ) -> HTMLResponse:
     def find(connection: sa.Connection) -> dict[str, object]:
         config = publish.project_config(connection, project_id)
-        newest = (
-            sa.select(guideline)
-            .where(guideline.c.project_id == project_id)
-            .order_by(guideline.c.version.desc())
-            .limit(1)
-        )
         members = (
             sa.select(
                 annotator.c.id, annotator.c.name, annotator.c.role, member.c.served, member.c.qualification
@@ -166,7 +160,6 @@ async def _project(
             "project": connection.execute(sa.select(project).where(project.c.id == project_id)).one(),
             "config": config,
             "source": publish.project_source(connection, project_id) if source is None else source,
-            "guideline": connection.execute(newest).first(),
             "members": found,
             "others": [
                 row for row in people.list_people(connection) if row.id not in ids and row.state == "active"
@@ -213,20 +206,6 @@ async def change_project(
             errors=tuple(str(error).splitlines()),
             status=error.status,
         )
-    return RedirectResponse(f"/admin/projects/{project_id}", status_code=303)
-
-
-@router.post("/projects/{project_id}/guidelines")
-async def change_guidelines(request: Request, asking: Admin, project_id: str, text: Text = "") -> Response:
-    """Publishes a new version of the guidelines, which people must acknowledge."""
-    now = database_of(request).now()
-
-    def work(connection: sa.Connection) -> None:
-        publish.project_config(connection, project_id)
-        version = publish.publish_guidelines(connection, now, project_id, text.replace("\r\n", "\n"))
-        audit(connection, now, asking.person.id, "guidelines.publish", project_id, {"version": version})
-
-    await write(request, work)
     return RedirectResponse(f"/admin/projects/{project_id}", status_code=303)
 
 
