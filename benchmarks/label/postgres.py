@@ -99,9 +99,13 @@ def _owner() -> int | None:
 
 
 def _await(home: Path, server: "subprocess.Popen[bytes]") -> None:
+    import psycopg
+
     deadline = time.monotonic() + START_SECONDS
-    while not (home / ".s.PGSQL.5432").exists():
+    while True:
+        with contextlib.suppress(psycopg.OperationalError):
+            psycopg.connect(host=str(home), user="prefloop", dbname="postgres").close()
+            return
         if server.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"PostgreSQL did not start (exit status {server.returncode})")
         time.sleep(0.05)
-    time.sleep(0.2)  # it listens a moment before it answers
