@@ -86,6 +86,16 @@ def test_a_project_is_made_shown_and_configured_from_yaml(store, tmp_path):
         label("project", "configure", PROJECT, "--settings", settings, store=store)
 
 
+def test_people_are_asked_for_prompts_of_one_kind(store):
+    label("project", "create", PROJECT, store=store)
+    assert "3 prompts are asked for" in label(
+        "project", "ask-prompts", 3, "--use-case", "rewrite", store=store
+    )
+    assert [(one.kind, one.payload) for one in tasks(store)] == [("prompt", {"use_case": "rewrite"})] * 3
+    with pytest.raises(InputError, match="--use-case sonnets: choose one of generation, "):
+        label("project", "ask-prompts", 1, "--use-case", "sonnets", store=store)
+
+
 def test_of_several_projects_one_must_be_named(store):
     label("project", "create", "one", store=store)
     label("project", "create", "two", store=store)

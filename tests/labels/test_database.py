@@ -183,6 +183,13 @@ def test_closing_finishes_what_waits_and_refuses_what_comes(store):
     opened.close()
 
 
+def test_a_write_within_a_write_is_told_and_does_not_wait_for_itself(store):
+    database = store.database
+    with pytest.raises(AssertionError, match="wait for itself"):
+        database.write(lambda _: database.write(lambda connection: 1))
+    assert database.write(lambda _: 2) == 2
+
+
 def test_two_processes_can_write_to_one_file(store):
     opened = store.database
     url = opened.engine.url

@@ -54,7 +54,8 @@ def agreement(
             for row in judgement_rows(connection, up_to(connection, wanted))
             if row.state == "valid" and not row.is_gold and not row.is_repeat
         ]
-        names = dict(connection.execute(sa.select(annotator.c.id, annotator.c.name)).tuples().all())
+        everybody = connection.execute(sa.select(annotator.c.id, annotator.c.name))
+        names = {row.id: row.name for row in everybody}
     measures = measures_of(rows)
     people = people_of(rows, names)
     flags = [asdict(one) for one in quality.flags(_answers(rows))]

@@ -27,6 +27,8 @@ RULES = (
     Rule(id="kind", text="Nobody in the tale is cruel."),
     Rule(id="asked", text="The tale is about the animal that was asked for."),
 )
+POLICIES = ("first=scripted", "second=scripted?latency_s=1")
+"""To talk with, where no others are named."""
 GUIDELINES = """# Good tales
 
 A good tale is **kind**: its hero helps somebody. It is about what was asked for, and it ends well.

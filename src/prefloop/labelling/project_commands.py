@@ -15,6 +15,7 @@ from prefloop.labels.people import join_admins
 from prefloop.labels.projects import ProjectConfig, parse_config
 from prefloop.labels.publish import add_project, configure_project, project_config, publish_guidelines
 from prefloop.labels.schema import project
+from prefloop.labels.written import INSTRUCTION, USE_CASES, ask_for_prompts
 from prefloop.screen import console
 
 project_app = typer.Typer(
@@ -59,6 +60,39 @@ def create(
     with opened(store, workspace, may_be_new=True) as database:
         database.write(work)
     console.print(f"project {name}: {config.kind} tasks", highlight=False)
+
+
+@project_app.command(
+    "ask-prompts", epilog="Example: `prefloop label project ask-prompts 50 --use-case rewrite`"
+)
+def ask_prompts(
+    count: Annotated[int, typer.Argument(min=1, help="How many prompts.")],
+    name: Known = None,
+    instruction: Annotated[str, typer.Option(help="What people are told to write.")] = INSTRUCTION,
+    use_case: Annotated[str, typer.Option(help=f"Of one kind only: {', '.join(USE_CASES)}.")] = "",
+    sensitive: Annotated[
+        bool, typer.Option("--sensitive", help="Only for people who have opted in to what may disturb.")
+    ] = False,
+    store: StoreOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Ask people to write prompts; `prefloop label export trl-prompt` has them for the next run."""
+    if use_case and use_case not in USE_CASES:
+        raise InputError(f"--use-case {use_case}: choose one of {', '.join(USE_CASES)}")
+    with opened(store, workspace) as database:
+        found = the_project(database, name)
+        database.write(
+            lambda c: ask_for_prompts(
+                c,
+                database.now(),
+                found,
+                count,
+                instruction=instruction,
+                use_case=use_case,
+                is_sensitive=sensitive,
+            )
+        )
+    console.print(f"project {found}: {count} prompts are asked for", highlight=False)
 
 
 @project_app.command("list", epilog="Example: `prefloop label project list`")

@@ -77,16 +77,18 @@ def serve(
         from prefloop.web.serve import check_binding, link_url
 
         check_binding(database, host, url, "accept" if plain_http else "refuse")
+        policies: Sequence[str] = policy or ()
         if demo:
-            from prefloop.labelling.demo import publish_demo
+            from prefloop.labelling.demo import POLICIES, publish_demo
 
+            policies = policies or POLICIES
             database.write(lambda connection: publish_demo(connection, database.now()))
         token = database.write(lambda connection: _let_admin_in(connection, database.now()))
         _say(f"labels in {escape(serving.shown_place(place))}")
         _say(f"open {link_url(url, token)}")
         _say("the link lets you in once, as the admin; Ctrl-C ends the server")
         with _announced(database, url):
-            _run(database, place, url, policy or [], host=host, port=port, workers=workers)
+            _run(database, place, url, policies, host=host, port=port, workers=workers)
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ class Writer:
         self._thread.start()
 
     def submit(self, work: Work[T]) -> "Future[T]":
+        assert threading.current_thread() is not self._thread, "a write within a write would wait for itself"
         future: Future[T] = Future()
         with self._door:  # nothing may come after the end mark, where nobody would answer it
             if self._is_closed:
