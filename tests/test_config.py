@@ -88,6 +88,15 @@ def test_wrong_values_are_named(override, expected):
     assert expected in message(override)
 
 
+def test_people_are_not_asked_to_rank_more_than_they_can_keep_apart():
+    asked = ("annotate.annotator.kind=human", "annotate.annotator.task=rank")
+    assert read(SMALL, *asked, "generate.num_completions=9").annotate.asks == "ranking"
+    expected = (
+        "generate.num_completions = 10: people rank at most 9; sample fewer, or set annotate.annotator.task"
+    )
+    assert expected in message(*asked, "generate.num_completions=10")
+
+
 def test_unknown_annotators_list_the_known_ones():
     text = message("annotate.annotator.kind=reward_mode")
     assert "'reward_mode'" in text

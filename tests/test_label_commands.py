@@ -306,6 +306,29 @@ def test_pairs_from_a_file_become_judged_tasks_and_prompts_become_open_ones(stor
     assert json.loads(out.read_text())["chosen"] == [{"role": "assistant", "content": "Because."}]
 
 
+def test_a_file_asks_about_no_more_completions_than_people_can_rank(store, tmp_path):
+    rows = [
+        {"prompt": f"Why {number}?", "responses": [f"{one}." for one in range(number)]} for number in (9, 16)
+    ]
+    file = tmp_path / "groups.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    label("project", "create", PROJECT, store=store)
+    assert label("import", "groups", file, store=store) == (
+        f"project {PROJECT}: 2 tasks, 0 judgements from 2 rows; 1 ask about the first 9 completions only\n"
+    )
+    assert [(one.kind, len(one.completion_ids)) for one in tasks(store)] == [("rank", 9)] * 2
+
+
+def test_a_judgement_of_more_than_a_task_shows_is_counted_and_left_out(store, tmp_path):
+    row = {"prompt": "Why?", "ranked_responses": [f"{one}." for one in range(16)]}
+    file = tmp_path / "groups.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    label("project", "create", PROJECT, store=store)
+    assert label("import", "groups", file, store=store) == (
+        f"project {PROJECT}: 0 tasks, 0 judgements from 1 rows; 1 judgements of more than a task can show\n"
+    )
+
+
 def test_agreement_is_shown_with_intervals_and_unanimity_is_undefined(store):
     publish(store, *(new_task(index) for index in range(6)), overlap=2)
     judge(store, PROJECT, likes("left"), name="ada")

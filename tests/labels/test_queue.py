@@ -943,3 +943,12 @@ def test_every_search_goes_through_an_index_of_its_own(store, look):
 
 def test_queue_names_what_it_offers():
     assert all(hasattr(queue, name) for name in queue.__all__)
+
+
+def test_a_task_of_more_texts_than_its_screen_shows_is_refused(store):
+    store.project(kind="rank")
+    store.publish(texts="abcdefghi")
+    with pytest.raises(Invalid, match="a rank task shows 2 to 9 completions, not 10"):
+        store.publish(texts="abcdefghij")
+    with pytest.raises(Invalid, match="a pairwise task shows 2 completions, not 3"):
+        store.publish(texts="abc", kind="pairwise")

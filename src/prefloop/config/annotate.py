@@ -137,6 +137,10 @@ class TriggerSection(Section):
     """The round has been open for so long, and somebody has judged something."""
 
 
+MOST_RANKED = 9
+"""Completions that people can keep apart; InstructGPT's labelers ranked 4 to 9 (arXiv:2203.02155)."""
+
+
 class HumanAnnotator(Section):
     """People. The loop publishes tasks, stops with its own exit code, and goes on when they are judged."""
 

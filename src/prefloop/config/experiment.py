@@ -8,7 +8,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from prefloop.config.annotate import COMPARING_KINDS, AnnotateSection, SelectSection, uses_loop_reward
+from prefloop.config.annotate import (
+    COMPARING_KINDS,
+    MOST_RANKED,
+    AnnotateSection,
+    SelectSection,
+    uses_loop_reward,
+)
 from prefloop.config.generate import GenerateSection
 from prefloop.config.loop import EvaluateSection, LoopSection
 from prefloop.config.reward import RewardSection
@@ -85,6 +91,11 @@ class Experiment(Section):
             raise ValueError(
                 f"annotate.annotator: {self.annotate.annotator.kind} cannot use the loop's reward model, which {can}; "
                 "choose the other of reward_model and pairwise, or name a model"
+            )
+        if self.annotate.asks == "ranking" and self.generate.num_completions > MOST_RANKED:
+            raise ValueError(
+                f"generate.num_completions = {self.generate.num_completions}: people rank at most {MOST_RANKED}; "
+                "sample fewer, or set annotate.annotator.task=pairwise"
             )
         problem = self._search_problem()
         if problem is not None:

@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 from rich.markup import escape
 
+from prefloop.config.annotate import MOST_RANKED
 from prefloop.interfaces import InputError
 from prefloop.labelling.shared import (
     ProjectOption,
@@ -153,6 +154,8 @@ def import_(
     dropped = ", ".join(f"{number} {reason}" for reason, number in reader.dropped.items())
     console.print(
         f"project {name}: {brought.tasks} tasks, {brought.judgements} judgements from {reader.rows_in} rows"
+        + (f"; {brought.cut} ask about the first {MOST_RANKED} completions only" if brought.cut else "")
+        + (f"; {brought.refused} judgements of more than a task can show" if brought.refused else "")
         + (f"; left out: {dropped}" if dropped else ""),
         highlight=False,
         soft_wrap=True,

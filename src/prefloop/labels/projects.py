@@ -11,12 +11,24 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from prefloop.config.annotate import MOST_RANKED
 from prefloop.config.section import Section
 from prefloop.labels.errors import Invalid
 
 Kind = Literal["pairwise", "rank", "form", "rules", "edit", "demonstration", "prompt", "steps"]
 """What a task asks. A turn of a conversation is a `pairwise` or `rank` task."""
-KINDS: tuple[Kind, ...] = ("pairwise", "rank", "form", "rules", "edit", "demonstration", "prompt", "steps")
+COMPLETIONS: dict[Kind, range] = {
+    "pairwise": range(2, 3),
+    "rank": range(2, MOST_RANKED + 1),
+    "form": range(1, 2),
+    "rules": range(1, 2),
+    "edit": range(1, 2),
+    "demonstration": range(1),
+    "prompt": range(1),
+    "steps": range(2, MOST_RANKED + 1),
+}
+"""How many completions a task of each kind can show."""
+KINDS = tuple(COMPLETIONS)
 FieldName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
 MINUTE_MS = 60_000
 

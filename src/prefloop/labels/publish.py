@@ -14,7 +14,7 @@ import yaml
 from sqlalchemy.dialects import postgresql, sqlite
 
 from prefloop.labels.errors import Conflict, Invalid, NotFound
-from prefloop.labels.projects import Kind, ProjectConfig
+from prefloop.labels.projects import COMPLETIONS, Kind, ProjectConfig
 from prefloop.labels.schema import completion, gold, guideline, policy, project, prompt, round_, task
 from prefloop.records import Completion, Prompt
 
@@ -172,7 +172,10 @@ def publish_tasks(
     *,
     round_id: str | None = None,
 ) -> list[str]:
-    """Puts tasks into a project, in order; returns their ids. Those that are there already stay as they are."""
+    """Puts tasks into a project, in order; returns their ids. Those that are there already stay as they are.
+
+    Raises Invalid for a number of completions that a kind of task cannot show.
+    """
     config = project_config(connection, project_id)
     version = connection.execute(
         sa.select(project.c.guideline_version).where(project.c.id == project_id)
@@ -290,11 +293,18 @@ def _task_row(
     ordinal: int,
     version: int,
 ) -> dict[str, Any]:
+    kind = one.kind or config.kind
+    if len(one.completions) not in COMPLETIONS[kind]:
+        can = COMPLETIONS[kind]
+        number = can.start if len(can) == 1 else f"{can.start} to {can.stop - 1}"
+        raise Invalid(
+            f"prompt {one.prompt.id}: a {kind} task shows {number} completions, not {len(one.completions)}"
+        )
     return {
         "id": one.id or secrets.token_hex(8),
         "project_id": project_id,
         "round_id": round_id,
-        "kind": one.kind or config.kind,
+        "kind": kind,
         "prompt_id": one.prompt.id,
         "completion_ids": [text.id for text in one.completions],
         "payload": None if one.payload is None else dict(one.payload),

@@ -5,19 +5,20 @@ Everything is named by its content, so a file that is brought in twice is there 
 
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass
 from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
 
 from prefloop import __version__
+from prefloop.config.annotate import MOST_RANKED
 from prefloop.labels.audit import SYSTEM, audit
 from prefloop.labels.database import Database
 from prefloop.labels.errors import NotFound
 from prefloop.labels.formats.incoming import ImportedTask
 from prefloop.labels.people import LONGEST_NAME, add_person, find_person, join_project
-from prefloop.labels.projects import Kind
+from prefloop.labels.projects import COMPLETIONS, Kind
 from prefloop.labels.publish import NewTask, publish_tasks
 from prefloop.labels.rows import JudgementRow
 from prefloop.labels.schema import export, judgement, task
@@ -36,6 +37,10 @@ class Brought:
 
     tasks: int = 0
     judgements: int = 0
+    cut: int = 0
+    """Tasks that ask about the first completions of more than people can rank."""
+    refused: int = 0
+    """Judgements about a number of completions that no task can show."""
 
 
 def bring_in(database: Database, project_id: str, imported: Iterable[ImportedTask]) -> Brought:
@@ -44,12 +49,15 @@ def bring_in(database: Database, project_id: str, imported: Iterable[ImportedTas
     while some := list(islice(remaining, TASKS_A_TRANSACTION)):
         now = database.now()
         new = database.write(lambda c, some=some, now=now: _bring(c, now, project_id, some))
-        total = replace(total, tasks=total.tasks + new.tasks, judgements=total.judgements + new.judgements)
+        total = Brought(*(a + b for a, b in zip(astuple(total), astuple(new), strict=True)))
     return total
 
 
 def _bring(connection: sa.Connection, now: int, project_id: str, imported: Sequence[ImportedTask]) -> Brought:
-    tasks = [one for read in imported for one in _tasks(project_id, read)]
+    read = [one for row in imported for one in _tasks(project_id, row)]
+    tasks = [(one, rows) for one, rows in read if one.kind and len(one.completions) in COMPLETIONS[one.kind]]
+    refused = sum(len(rows) for _, rows in read) - sum(len(rows) for _, rows in tasks)
+    cut = sum(not row.judgements and len(row.loop_completions) > MOST_RANKED for row in imported)
     wanted = [one.id for one, _ in tasks]
     known = set(connection.execute(sa.select(task.c.id).where(task.c.id.in_(wanted))).scalars())
     publish_tasks(connection, now, project_id, [one for one, _ in tasks])
@@ -59,17 +67,18 @@ def _bring(connection: sa.Connection, now: int, project_id: str, imported: Seque
         if number:
             _count(connection, now, one.id)
         stored += number
-    return Brought(len(set(wanted) - known), stored)
+    return Brought(len(set(wanted) - known), stored, cut, refused)
 
 
 def _tasks(project_id: str, read: ImportedTask) -> Iterator[tuple[NewTask, list[JudgementRow]]]:
     """The tasks of a row of a file, each with what was said about it."""
     by_id = {one.id: one for one in read.loop_completions}
     if not read.judgements:
-        ids = list(by_id)
+        asked = read.loop_completions[:MOST_RANKED]
+        ids = [one.id for one in asked]
         kind = KIND_BY_NUMBER.get(len(ids), "rank")
         name = content_id(IMPORTED, project_id, kind, read.prompt.id, ids)
-        yield NewTask(read.prompt, read.loop_completions, kind=kind, id=name, strategy=IMPORTED), []
+        yield NewTask(read.prompt, asked, kind=kind, id=name, strategy=IMPORTED), []
     by_task: dict[str, list[JudgementRow]] = {}
     for row in read.judgements:
         by_task.setdefault(row.task_id, []).append(row)
