@@ -10,9 +10,11 @@ ROOT = Path(prefloop.__file__).parent
 FLOORS = [
     {
         "records", "interfaces", "config", "store", "tales", "containers", "fields", "formats", "data", "verdicts", "export",
-        "tracking", "launch", "servers", "targets", "labels",
+        "tracking", "launch", "servers", "targets", "labels", "algorithms",
     },
-    {"losses", "selection", "siblings", "statistics", "agreement"},
+    {
+        "losses", "ragged", "advantages", "shaping", "trust_region", "selection", "siblings", "statistics", "agreement",
+    },
     {"attention", "decoding", "lean", "batches", "modeling", "forward", "reward", "trunks"},
     {"generate", "annotate", "train", "evaluate"},
     {"stages", "pipeline", "watching"},

@@ -4,7 +4,7 @@ Names and signs follow the papers cited. The keyword-only parameters of a prefer
 config section. Reductions are done by the caller, by global count.
 """
 
-from prefloop.losses.kl import kl_k1, kl_k2, kl_k3
+from prefloop.losses.kl import adapted_kl_coef, categorical_kl, entropy, kl_k1, kl_k2, kl_k3
 from prefloop.losses.pairs import (
     PairLogps,
     collision_logps,
@@ -12,6 +12,18 @@ from prefloop.losses.pairs import (
     nll,
     shaped_logratios,
     wpo_weights,
+)
+from prefloop.losses.policy import (
+    PolicyTokens,
+    TokenLosses,
+    counted,
+    policy_losses,
+    policy_ratios,
+    ptx_losses,
+    token_losses,
+    token_weights,
+    truncated_weights,
+    value_losses,
 )
 from prefloop.losses.preference import (
     LOSSES,
@@ -60,14 +72,19 @@ from prefloop.losses.reward import (
 __all__ = [
     "LOSSES",
     "PairLogps",
+    "PolicyTokens",
+    "TokenLosses",
+    "adapted_kl_coef",
     "aot_loss",
     "aot_pair_loss",
     "apo_down_loss",
     "apo_zero_loss",
     "bco_pair_loss",
     "bradley_terry_loss",
+    "categorical_kl",
     "centring_loss",
     "collision_logps",
+    "counted",
     "cpo_loss",
     "cross_entropy_loss",
     "discopop_loss",
@@ -75,6 +92,7 @@ __all__ = [
     "dpop_loss",
     "elo_difference",
     "elo_probability",
+    "entropy",
     "exo_pair_loss",
     "hinge_loss",
     "ipo_loss",
@@ -93,6 +111,9 @@ __all__ = [
     "pair_loss",
     "pair_weights",
     "plackett_luce_loss",
+    "policy_losses",
+    "policy_ratios",
+    "ptx_losses",
     "raft_loss",
     "robust_loss",
     "rule_loss",
@@ -105,5 +126,9 @@ __all__ = [
     "sparrow_preference_loss",
     "sppo_hard_loss",
     "step_baseline",
+    "token_losses",
+    "token_weights",
+    "truncated_weights",
+    "value_losses",
     "wpo_weights",
 ]

@@ -1,0 +1,66 @@
+"""From scores to rewards: what an annotator said of a completion becomes what reinforcement learning optimises.
+
+Scores are [C], one a completion; rewards are [t], one a token, in flat rows as `ragged.py` has them. Each rule is a
+function; the caller decides which to use, and in which order.
+"""
+
+import torch
+from torch import Tensor
+
+from prefloop.advantages import Moments
+from prefloop.losses.kl import kl_k1
+from prefloop.ragged import group_means, last_tokens
+
+STD_FLOOR = 1e-8
+"""Least standard deviation that scores are divided by."""
+
+
+def normalised(scores: Tensor, moments: Moments) -> Tensor:
+    """Scores in standard deviations from the mean, of a reference set or of all scores so far."""
+    return (scores - moments.mean) / max(moments.std, STD_FLOOR)
+
+
+def clipped(scores: Tensor, *, limit: float) -> Tensor:
+    """Scores, none further from 0 than `limit`."""
+    return scores.clamp(-limit, limit)
+
+
+def without_terminator(scores: Tensor, truncated: Tensor, *, penalty: float) -> Tensor:
+    """Scores less a penalty for completions that were cut off before their terminator."""
+    return scores - penalty * truncated.to(scores.dtype)
+
+
+def by_length(scores: Tensor, lengths: Tensor, *, penalty: float) -> Tensor:
+    """Scores less a penalty a token, as in Sparrow's reward (arXiv:2209.14375)."""
+    return scores - penalty * lengths
+
+
+def overlong(scores: Tensor, lengths: Tensor, *, max_length: int, margin: int) -> Tensor:
+    """DAPO's soft punishment, Eq. 13 of arXiv:2503.14476: -1 for the longest allowed, less in proportion within the margin
+    before it (4,096 of 20,480 tokens in the paper)."""
+    beyond = (lengths - (max_length - margin)).clamp(min=0)
+    return scores - (beyond / margin).clamp(max=1)
+
+
+def token_rewards(scores: Tensor, lengths: Tensor) -> Tensor:
+    """Rewards [t] that are 0 but for the score, at the last token of each completion: its terminator if it has one."""
+    rewards = scores.new_zeros(int(lengths.sum()))
+    return rewards.index_copy(0, last_tokens(lengths), scores)
+
+
+def kl_rewards(old_logps: Tensor, reference_logps: Tensor, *, kl_coef: float) -> Tensor:
+    """What each token [t] costs for leaving the reference, -kl_coef (log policy - log reference) of the sampling policy.
+
+    Added to `token_rewards`, it is R(x, y) of section 2.3 of arXiv:1909.08593. k1 is the estimator that belongs here:
+    its own gradient vanishes on average, so what is left of the policy gradient is that of KL(policy ‖ reference).
+    """
+    return -kl_coef * kl_k1(old_logps, reference_logps).detach()
+
+
+def mixed_groups(scores: Tensor, group_of: Tensor) -> Tensor:
+    """Whether a group's scores differ, [G]: DAPO's dynamic sampling (Eq. 11 of arXiv:2503.14476) keeps these only."""
+    lowest = torch.full_like(group_means(scores, group_of), torch.inf).scatter_reduce(
+        0, group_of, scores, "amin"
+    )
+    highest = torch.full_like(lowest, -torch.inf).scatter_reduce(0, group_of, scores, "amax")
+    return highest > lowest
