@@ -1,4 +1,5 @@
-"""Writes docs/reference/config.md, docs/reference/cli.md and the loop in docs/architecture.md from the code.
+"""Writes docs/reference/config.md and docs/reference/cli.md from the code, and parts of two other pages: the loop in
+docs/architecture.md and the algorithms in docs/concepts/rl.md.
 
 `python docs/generate_reference.py` writes the pages; with `--check` it writes nothing and fails where a page is not what
 the code says. Knows nothing about what the keys and commands do: every word comes from docstrings, types and help texts.
@@ -8,6 +9,7 @@ import argparse
 import inspect
 import json
 import re
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -17,14 +19,15 @@ import typer.main
 from pydantic.fields import FieldInfo
 
 from prefloop import cli, interfaces, pipeline
+from prefloop.algorithms import ALGORITHMS, Algorithm
 from prefloop.config import Experiment, PairObjective, Section, sections_in
 
 DOCS = Path(__file__).parent
 TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", NoneType: "null"}
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+WIDTH = 120
+"""Of running text that is written here."""
 NOTICE = "<!-- Written by docs/generate_reference.py; do not edit. -->"
-LOOP_BEGINS = "<!-- online_loop: written by `make docs` -->"
-LOOP_ENDS = "<!-- /online_loop -->"
 PART_NAMES = {
     "SourceSection": "Source",
     "LoraSection": "LoRA",
@@ -59,7 +62,8 @@ def pages() -> dict[str, str]:
     return {
         "reference/config.md": config_page(),
         "reference/cli.md": cli_page(),
-        "architecture.md": architecture_page(),
+        "architecture.md": page_with("architecture.md", "online_loop", loop_text()),
+        "concepts/rl.md": page_with("concepts/rl.md", "algorithms", algorithms_text()),
     }
 
 
@@ -74,15 +78,60 @@ def slug(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
-def architecture_page() -> str:
-    """The page on architecture, with the loop as it is in the code."""
-    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
-    before, opening, rest = text.partition(LOOP_BEGINS)
-    _, closing, after = rest.partition(LOOP_ENDS)
+def page_with(name: str, part: str, text: str) -> str:
+    """The page on disk with its marked part as the code says."""
+    begins, ends = f"<!-- {part}: written by `make docs` -->", f"<!-- /{part} -->"
+    before, opening, rest = (DOCS / name).read_text(encoding="utf-8").partition(begins)
+    _, closing, after = rest.partition(ends)
     if not opening or not closing:
-        raise SystemExit(f"docs/architecture.md: lacks the lines {LOOP_BEGINS} and {LOOP_ENDS}")
-    loop = inspect.getsource(pipeline.online_loop).rstrip()
-    return f"{before}{LOOP_BEGINS}\n\n```python\n{loop}\n```\n\n{LOOP_ENDS}{after}"
+        raise SystemExit(f"docs/{name}: lacks the lines {begins} and {ends}")
+    return f"{before}{begins}\n\n{text}\n\n{ends}{after}"
+
+
+def loop_text() -> str:
+    """The loop as it is in the code."""
+    return f"```python\n{inspect.getsource(pipeline.online_loop).rstrip()}\n```"
+
+
+# --- policy-gradient algorithms --------------------------------------------------------------------------------------
+
+
+def algorithms_text() -> str:
+    """The table of algorithms, and where each row comes from."""
+    lines = [
+        "| algorithm | baseline | scale | ratio | clip | reduction | KL | other |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in ALGORITHMS.items():
+        cells = (
+            f"`{name}`",
+            with_numbers(row.baseline, {"λ": row.gae_lambda}),
+            row.scale,
+            row.ratio,
+            with_numbers(row.clip, {"-": row.clip_low, "+": row.clip_high}, space=""),
+            row.reduction,
+            with_numbers(row.kl, {"β": row.kl_coef}),
+            other(row),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    sources = [
+        textwrap.fill(f"- `{name}`: {row.source}.", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+        for name, row in ALGORITHMS.items()
+    ]
+    return "\n".join([*lines, "", "Where the numbers come from, and who says otherwise:", "", *sources])
+
+
+def with_numbers(word: str, numbers: dict[str, float | None], *, space: str = " ") -> str:
+    """A column with the numbers that belong to it."""
+    shown = [f"{sign}{space}{value:.3g}" for sign, value in numbers.items() if value is not None]
+    return " ".join([word, *shown])
+
+
+def other(row: Algorithm) -> str:
+    """What few rows have."""
+    numbers = {"critic's loss": row.value_coef, "value clip": row.value_clip, "ptx": row.ptx_coef or None}
+    shown = [f"{name} {value:g}" for name, value in numbers.items() if value is not None]
+    return ", ".join([*(["trust region"] if row.update == "trust_region" else []), *shown])
 
 
 # --- config ----------------------------------------------------------------------------------------------------------

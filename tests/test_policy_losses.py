@@ -118,6 +118,17 @@ def test_gspo_clips_a_completion_as_a_whole():
     assert (whole.sum().item(), each.sum().item()) == (0, 1)
 
 
+def test_a_ratio_that_overflows_has_a_gradient_that_is_a_number():
+    """200 tokens, each e times as likely: the product is e^200."""
+    logps = torch.zeros(200, requires_grad=True)
+    found, _, _ = policy_losses(
+        logps, torch.full((200,), -1.0), torch.ones(200), tensor([200]),
+        ratio="sequence", clip="surrogate", clip_low=0.2, clip_high=0.2,
+    )  # fmt: skip
+    assert_close(found, torch.full((200,), -1.2))
+    assert torch.autograd.grad(found.sum(), logps)[0].tolist() == [0.0] * 200
+
+
 # --- the mean of a step ----------------------------------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ from prefloop.losses import (
     truncated_weights,
 )
 from prefloop.ragged import summed
-from prefloop.shaping import kl_rewards, token_rewards
+from prefloop.shaping import constrained, kl_rewards, next_multiplier, token_rewards
 from prefloop.trust_region import Tried, hessian_product, line_search, natural_step
 
 BETA = 0.5
@@ -37,6 +37,8 @@ SAMPLES, STEPS = 256, 80
 LEARNING_RATE, DECAY = 0.3, 0.95
 MAX_KL = 0.02
 """Bound on the first trust-region step; it shrinks as the square of the learning rate, as a KL does with its step."""
+LIMIT = 0.2
+"""Violations that are allowed, where there are any."""
 TOLERANCE = 0.012
 """Largest total variation distance from the optimum."""
 
@@ -109,13 +111,18 @@ class Training:
     earlier: Moments = field(default_factory=Moments)
     pretraining: Tensor | None = None
     """Probabilities [Y] of completions that a ptx term asks for."""
+    violations: Tensor | None = None
+    """How much each completion [Y] breaks a rule."""
+    multiplier: float = 0.0
+    decay: float = DECAY
+    """Of the learning rate a step."""
 
     def __post_init__(self) -> None:
         self.logits = self.game.start.clone().requires_grad_()
         self.critic = torch.zeros(len(self.game.start), requires_grad=True)
         self.optimizer = torch.optim.Adam([self.logits, self.critic], lr=LEARNING_RATE, foreach=False)
         # small steps in the end, because whitened advantages do not become small at the optimum
-        self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, DECAY)
+        self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, self.decay)
         self.generator = torch.Generator().manual_seed(0)
 
     def run(self, steps: int = STEPS) -> np.ndarray:
@@ -137,7 +144,7 @@ class Training:
         states, tokens, lengths = self.game.flat(drawn)
         old = self.logits.detach().log_softmax(-1)[states, tokens]
         reference = self.game.start.log_softmax(-1)[states, tokens]
-        rewards = token_rewards(self.game.scores[drawn], lengths)
+        rewards = token_rewards(self.shaped(drawn), lengths)
         if self.row.kl == "reward_k1":
             rewards = rewards + kl_rewards(old, reference, kl_coef=self.row.kl_coef or 0)
         values = self.critic.detach()[states]
@@ -157,6 +164,15 @@ class Training:
             old, old, advantages, lengths, reference, old_values=values, returns=returns,
             weights=truncated_weights(old, sampled, cap=5.0),
         ), states  # fmt: skip
+
+    def shaped(self, drawn: Tensor) -> Tensor:
+        """Scores of completions [C], less what their violations cost."""
+        scores = self.game.scores[drawn]
+        if self.violations is None:
+            return scores
+        violations = self.violations[drawn]
+        self.multiplier = next_multiplier(self.multiplier, float(violations.mean()), limit=LIMIT, rate=0.6)
+        return constrained(scores, violations, multiplier=self.multiplier)
 
     def losses(self, tokens: PolicyTokens, states: Tensor):
         rows = self.logits[states]
@@ -343,3 +359,27 @@ def test_off_policy_weights_keep_the_optimum_when_samples_are_of_an_older_policy
 
     assert distance(trained(corrected=True), optimum) < TOLERANCE
     assert distance(trained(corrected=False), optimum) > 5 * TOLERANCE
+
+
+def test_a_limit_on_violations_is_met_at_the_least_cost():
+    """π0 exp((r - λ c) / β) / Z with λ such that the mean violation is the limit, found by bisection."""
+    game = bandit()
+    violations = torch.tensor([0.6, 0.1, 0.0, 0.3])
+    cost = violations.numpy()
+
+    def optimum(multiplier: float) -> np.ndarray:
+        weights = game.regularised(BETA) * np.exp(-multiplier * cost / BETA)
+        return weights / weights.sum()
+
+    low, high = 0.0, 20.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if optimum(middle) @ cost > LIMIT else (low, middle)
+    row = vary(ALGORITHMS["rloo"], kl_coef=BETA)
+    # price and policy follow each other around the optimum, so that it takes longer
+    training = Training(game, row, violations=violations, decay=0.98)
+    found = training.run(2 * STEPS)
+    assert game.regularised(BETA) @ cost > 2 * LIMIT
+    assert found @ cost == pytest.approx(LIMIT, abs=0.01)
+    assert distance(found, optimum(high)) < TOLERANCE
+    assert training.multiplier == pytest.approx(high, rel=0.1)

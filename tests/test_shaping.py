@@ -10,10 +10,13 @@ from prefloop.batches import TokenGroup, collate
 from prefloop.shaping import (
     by_length,
     clipped,
+    constrained,
     kl_rewards,
     mixed_groups,
+    next_multiplier,
     normalised,
     overlong,
+    rank_scores,
     token_rewards,
     without_terminator,
 )
@@ -82,6 +85,18 @@ def test_scores_are_measured_in_deviations_and_cut():
 
 def test_scores_that_never_varied_are_only_shifted_to_zero():
     assert normalised(tensor([2.0]), Moments.of(tensor([2.0, 2.0]))).tolist() == [0.0]
+
+
+def test_ranks_become_scores_between_one_and_minus_one():
+    """Ranks 1, 2, 2, 3 of four: positions 1, 2.5, 2.5, 4; then a group of two, and one without siblings."""
+    found = rank_scores(tensor([1, 2, 2, 3, 2, 1, 1]), tensor([0, 0, 0, 0, 1, 1, 2]))
+    assert_close(found, tensor([1.0, 0.0, 0.0, -1.0, -1.0, 1.0, 0.0]))
+
+
+def test_violations_cost_more_while_they_are_above_the_limit_and_never_pay():
+    assert_close(constrained(tensor([1.0]), tensor([0.5]), multiplier=2.0), tensor([0.0]))
+    assert next_multiplier(1.0, 0.3, limit=0.1, rate=2.0) == pytest.approx(1.4)
+    assert next_multiplier(0.1, 0.0, limit=0.1, rate=2.0) == 0.0
 
 
 def test_groups_whose_completions_all_score_alike_are_told():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prefloop.advantages import Moments
 from prefloop.losses.kl import kl_k1
-from prefloop.ragged import group_means, last_tokens
+from prefloop.ragged import group_means, group_sizes, last_tokens
 
 STD_FLOOR = 1e-8
 """Least standard deviation that scores are divided by."""
@@ -40,6 +40,29 @@ def overlong(scores: Tensor, lengths: Tensor, *, max_length: int, margin: int) -
     before it (4,096 of 20,480 tokens in the paper)."""
     beyond = (lengths - (max_length - margin)).clamp(min=0)
     return scores - (beyond / margin).clamp(max=1)
+
+
+def rank_scores(ranks: Tensor, group_of: Tensor) -> Tensor:
+    """Scores between 1 for the best and -1 for the worst, from ranks [C] within groups, 1 the best and ties allowed.
+
+    (K + 1 - 2 position) / (K - 1), where tied completions share the mean of their positions; 0 for one without siblings.
+    """
+    same = group_of.unsqueeze(1) == group_of
+    better = ((ranks.unsqueeze(1) > ranks) & same).sum(1)
+    tied = ((ranks.unsqueeze(1) == ranks) & same).sum(1)
+    positions = better + (tied + 1) / 2  # [C], from 1
+    sizes = group_sizes(group_of)[group_of]
+    return (sizes + 1 - 2 * positions) / (sizes - 1).clamp(min=1)
+
+
+def constrained(scores: Tensor, violations: Tensor, *, multiplier: float) -> Tensor:
+    """Scores less what violations cost at present: the Lagrangian of "the best score, at most so many violations"."""
+    return scores - multiplier * violations
+
+
+def next_multiplier(multiplier: float, violation: float, *, limit: float, rate: float) -> float:
+    """What violations cost in the next batch: more where this batch's mean was above the limit, never less than nothing."""
+    return max(0.0, multiplier + rate * (violation - limit))
 
 
 def token_rewards(scores: Tensor, lengths: Tensor) -> Tensor:

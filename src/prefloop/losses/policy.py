@@ -14,6 +14,9 @@ from prefloop.algorithms import Algorithm, Clip, Ratio, Reduction
 from prefloop.losses.kl import kl_k2, kl_k3
 from prefloop.ragged import spread, summed
 
+LARGEST_LOG_RATIO = 20.0
+"""Of a ratio that is still computed with: products over long completions overflow, and infinity times 0 is no gradient."""
+
 
 @dataclass(frozen=True)
 class PolicyTokens:
@@ -124,7 +127,7 @@ def policy_ratios(logps: Tensor, old_logps: Tensor, lengths: Tensor, *, ratio: R
         log_ratios = spread(summed(log_ratios, lengths), lengths)
     elif ratio == "sequence_mean":
         log_ratios = spread(summed(log_ratios, lengths) / lengths, lengths)
-    return log_ratios.exp()
+    return log_ratios.clamp(max=LARGEST_LOG_RATIO).exp()
 
 
 def truncated_weights(old_logps: Tensor, sampled_logps: Tensor, *, cap: float) -> Tensor:
