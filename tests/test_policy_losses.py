@@ -230,7 +230,7 @@ def plain_loss(name: str, given: PolicyTokens) -> Tensor:
             kl = ((given.logps - given.reference_logps) ** 2 / 2).mean()
             return -(given.logps * given.advantages).mean() + critic + kl / 9
         case "trpo":
-            return -torch.cat([ratios[i] * advantages[i] for i in each]).mean() + critic
+            return -torch.cat([ratios[i] * advantages[i] for i in each]).mean()
         case "reinforce":
             return -sum((logps[i] * advantages[i]).sum() for i in each) / 3
         case "reinforce_plus_plus":
@@ -272,7 +272,7 @@ def test_loss_and_gradient_of_every_row_are_those_of_its_formula(name):
     found = (token_losses(given, row).total * weights).sum() / counted(given.lengths, reduction=row.reduction)
     expected = plain_loss(name, given)
     assert_close(found, expected, rtol=1e-6, atol=1e-7)
-    inputs = [given.logps, given.values] if row.baseline == "critic" else [given.logps]
+    inputs = [given.logps] if row.value_coef is None else [given.logps, given.values]
     for ours, theirs in zip(
         torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), strict=True
     ):
@@ -406,7 +406,9 @@ def test_a_controlled_kl_settles_at_its_target():
         ("ppo", {"scale": "group"}, "scale: group needs a baseline from the group"),
         ("ppo", {"ratio": "none"}, "a clip needs a ratio"),
         ("cispo", {"ratio": "sequence"}, "clip: weight is for the ratios of tokens"),
-        ("trpo", {"ptx_coef": 1.0}, "no place for pretraining tokens"),
+        ("trpo", {"ptx_coef": 1.0}, "entropy_coef and ptx_coef are 0"),
+        ("trpo", {"kl": "loss_k2", "kl_coef": 0.1}, "put the KL into the reward"),
+        ("trpo", {"value_coef": 1.0}, "value_coef = 1.0: nothing reads it"),
         ("trpo", {"clip": "surrogate", "clip_low": 0.2, "clip_high": 0.2}, "bounds the step itself"),
     ],
 )
