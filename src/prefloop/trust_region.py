@@ -119,7 +119,7 @@ def difference_product(gradient_at: Product, *, width: float) -> Product:
     """Multiplies by the Hessian where the gradient is known only as a function of the change of the parameters.
 
     A central difference over ± `width` along the vector: two gradients a product, for models whose kernels cannot be
-    differentiated twice.
+    differentiated twice, as torch's fused attention. In float32 a width of about 0.01 balances rounding and curvature.
     """
 
     def product(vector: Tensor) -> Tensor:
