@@ -329,6 +329,28 @@ def test_a_judgement_of_more_than_a_task_shows_is_counted_and_left_out(store, tm
     )
 
 
+def test_tasks_with_known_answers_come_from_a_file_and_the_command_says_who_gets_them(store, tmp_path):
+    row = {"prompt": "Why?", "chosen": "Because.", "rejected": "No.", "why": "It answers."}
+    file = tmp_path / "known.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    settings = tmp_path / "tales.yaml"
+    settings.write_text("gold_share: 0\nqualification: {tasks: 2}\n")
+    label("project", "create", PROJECT, "--settings", settings, store=store)
+    assert label("gold", file, "--qualification", store=store) == (
+        f"project {PROJECT}: 1 qualification tasks from 1 rows; "
+        "note: there are 1 qualification tasks and 2 are asked for\n"
+    )
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps(row | {"prompt": "How?"}) + "\n" + json.dumps({"prompt": "What?"}) + "\n")
+    with pytest.raises(InputError, match=r"other\.jsonl row 2: no field 'chosen'"):
+        label("gold", other, store=store)
+    assert label("gold", other, "--drop-bad-rows", store=store) == (
+        f"project {PROJECT}: 1 gold tasks from 2 rows; left out: 1 missing_field; "
+        "note: gold_share is 0: nobody gets gold tasks\n"
+    )
+    assert [(one.strategy, one.is_gold) for one in tasks(store)] == [("qualification", True), ("gold", True)]
+
+
 def test_agreement_is_shown_with_intervals_and_unanimity_is_undefined(store):
     publish(store, *(new_task(index) for index in range(6)), overlap=2)
     judge(store, PROJECT, likes("left"), name="ada")

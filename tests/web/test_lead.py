@@ -18,11 +18,13 @@ from prefloop.labels.queue import Submission
 from prefloop.labels.rounds import set_state
 from prefloop.labels.schema import adjudication, audit, export, flag, guideline, member, round_, task
 from prefloop.web.limits import Limits
-from prefloop.web.pages import lead, lead_data, lead_figures, lead_review
+from prefloop.web.pages import lead, lead_data, lead_figures, lead_gold, lead_review
 
 ROUTES: list[APIRoute] = [
     one
-    for one in chain(*(part.router.routes for part in (lead, lead_data, lead_figures, lead_review)))
+    for one in chain(
+        *(part.router.routes for part in (lead, lead_data, lead_figures, lead_gold, lead_review))
+    )
     if isinstance(one, APIRoute)
 ]
 FOR_REVIEWERS = ("/review", "/flags")
@@ -514,7 +516,17 @@ def test_hostile_text_is_text_on_every_page(desk: Office):
         desk.says("Xu", f"t{number}", "a", 1, comment=payload)
         desk.says("Yi", f"t{number}", "b", 8, comment=payload)
     visit = desk.visit("Lea")
-    paths = ["data", "quality", "rounds", "rounds/1", "export", "flags", "people", "review?against=human"]
+    paths = [
+        "data",
+        "quality",
+        "rounds",
+        "rounds/1",
+        "export",
+        "flags",
+        "gold",
+        "people",
+        "review?against=human",
+    ]
     paths += [f"tasks/t{number}" for number in range(1, 41)]
     for path in paths:
         page = visit.get(f"/lead/{PROJECT}/{path}").text

@@ -30,6 +30,7 @@ PAGES = (
     "export",
     "flags",
     "guidelines",
+    "gold",
     "people",
 )
 

@@ -104,7 +104,7 @@ def test_strengths_levels_and_orders_are_compared_on_their_scales(desk):
     for name, strengths in (("Xu", (1, 8)), ("Yi", (1, 8))):
         for number, strength in enumerate(strengths, start=1):
             desk.says(name, f"t{number}", "a" if strength == 1 else "b", strength)
-    desk.publish(pair(3, kind="rank"), pair(4, kind="rules", payload={"rules": ["polite"]}))
+    desk.publish(pair(3, kind="rank"), pair(4, kind="rules", texts=("Hi.",), payload={"rules": ["polite"]}))
     for name in ("Xu", "Yi"):
         desk.says(name, "t3", "", value={"choice": None, "groups": [[1], [0]], "unrankable": []})
         desk.says(name, "t4", "", value={"choice": None, "levels": {"polite": "unsure"}})

@@ -3,6 +3,7 @@
 from prefloop.labelling import (
     agreeing,
     files,
+    gold,
     judging,
     project_commands,
     round_commands,
@@ -16,6 +17,7 @@ __all__ = [
     "agreeing",
     "app",
     "files",
+    "gold",
     "judging",
     "project_commands",
     "round_commands",

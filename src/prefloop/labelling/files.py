@@ -1,5 +1,6 @@
 """`prefloop label export` and `import`: labels out, labels in."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -106,52 +107,83 @@ def export_options(given: Any, wanted: Filter) -> ExportOptions:
 
 
 def _said(out: Path, manifest: Manifest) -> str:
-    left_out = ", ".join(f"{number} {reason}" for reason, number in manifest.drops.items())
+    left_out = in_words(manifest.drops)
     said = f"{escape(str(out))}: {manifest.records} rows from {manifest.rows_out} of {manifest.rows_in} judgements"
     return f"{said} up to {manifest.watermark}" + (f"; left out: {left_out}" if left_out else "")
 
 
-@app.command("import", epilog="Example: `prefloop label import auto pairs.jsonl --project tales`")
-def import_(
-    format: Annotated[str, typer.Argument(help=f"One of {', '.join(get_args(ImportFormat))}.")],
-    file: Annotated[Path, typer.Argument(help="File with prompts and completions, perhaps with judgements.")],
-    bad_rows: Annotated[
-        bool, typer.Option("--drop-bad-rows", help="Count bad rows instead of stopping at the first.")
-    ] = False,
-    field: Annotated[
-        list[str] | None,
-        typer.Option(help="Renames a column, as `chosen=better`; may be repeated.", show_default=False),
-    ] = None,
-    labelstudio_config: Annotated[
-        str, typer.Option(help="Label Studio's labelling configuration (XML).")
-    ] = "",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Take the first rows only.", show_default=False)
-    ] = None,
-    project: ProjectOption = None,
-    store: StoreOption = None,
-    workspace: WorkspaceOption = None,
-) -> None:
-    """Publish what a file asks as tasks, and store what it says about them; the same file twice is the same tasks."""
-    known = {name: name for name in get_args(ImportFormat)}
-    if format not in known:
-        raise InputError(f"no import format {format!r}; choose {', '.join(known)}")
-    fields = dict(one.split("=", 1) for one in field or () if "=" in one)
-    options = ImportOptions.model_validate(
+FormatArgument = Annotated[str, typer.Argument(help=f"One of {', '.join(get_args(ImportFormat))}.")]
+BadRows = Annotated[
+    bool, typer.Option("--drop-bad-rows", help="Count bad rows instead of stopping at the first.")
+]
+Fields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--field", help="Renames a column, as `chosen=better`; may be repeated.", show_default=False
+    ),
+]
+LabelStudioConfig = Annotated[str, typer.Option(help="Label Studio's labelling configuration (XML).")]
+RowLimit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Take the first rows only.", show_default=False)
+]
+
+
+def import_options(
+    file: Path,
+    format: str,
+    *,
+    bad_rows: bool,
+    fields: Sequence[str],
+    labelstudio_config: str,
+    limit: int | None,
+) -> ImportOptions:
+    """What the command line says of a file to read. Raises InputError."""
+    if format not in get_args(ImportFormat):
+        raise InputError(f"no import format {format!r}; choose {', '.join(get_args(ImportFormat))}")
+    return ImportOptions.model_validate(
         {
             "path": str(file),
             "format": format,
-            "fields": fields,
+            "fields": dict(one.split("=", 1) for one in fields if "=" in one),
             "labelstudio_config": labelstudio_config,
             "bad_rows": "drop" if bad_rows else "stop",
             "limit": limit,
         }
     )
-    reader = TaskReader(options)
+
+
+def in_words(dropped: Mapping[str, int]) -> str:
+    """Rows by the reason for which they were left out."""
+    return ", ".join(f"{number} {reason}" for reason, number in dropped.items())
+
+
+@app.command("import", epilog="Example: `prefloop label import auto pairs.jsonl --project tales`")
+def import_(
+    format: FormatArgument,
+    file: Annotated[Path, typer.Argument(help="File with prompts and completions, perhaps with judgements.")],
+    bad_rows: BadRows = False,
+    field: Fields = None,
+    labelstudio_config: LabelStudioConfig = "",
+    limit: RowLimit = None,
+    project: ProjectOption = None,
+    store: StoreOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Publish what a file asks as tasks, and store what it says about them; the same file twice is the same tasks."""
+    reader = TaskReader(
+        import_options(
+            file,
+            format,
+            bad_rows=bad_rows,
+            fields=field or (),
+            labelstudio_config=labelstudio_config,
+            limit=limit,
+        )
+    )
     with opened(store, workspace) as database:
         name = the_project(database, project)
         brought = bring_in(database, name, reader)
-    dropped = ", ".join(f"{number} {reason}" for reason, number in reader.dropped.items())
+    dropped = in_words(reader.dropped)
     console.print(
         f"project {name}: {brought.tasks} tasks, {brought.judgements} judgements from {reader.rows_in} rows"
         + (f"; {brought.cut} ask about the first {MOST_RANKED} completions only" if brought.cut else "")

@@ -177,7 +177,7 @@ def find_tasks(connection: sa.Connection, wanted: Filter, *, after: int | None =
             row.overlap,
             row.strategy,
             row.is_gold,
-            row.repeat_of is not None,
+            row.repeat_of is not None and not row.is_gold,
             row.flags,
         )
         for row in connection.execute(statement)

@@ -330,7 +330,12 @@ def _place(look: Look, kind: Literal["human", "ai"]) -> list[sa.ColumnElement[bo
             is_theirs = task.c.for_annotator == sa.bindparam("person")
             return [*here, OWN_HAS_ROOM, is_theirs, task.c.not_before <= sa.bindparam("now")]
         case "gold":
-            return [*here, IS_GOLD, task.c.state == "open", task.c.for_annotator.is_(None)]
+            # who judged the task that a gold one was made of knows the question
+            of = judgement.alias("of")
+            knows = sa.exists().where(
+                of.c.task_id == task.c.repeat_of, of.c.annotator_id == sa.bindparam("person")
+            )
+            return [*here, IS_GOLD, task.c.state == "open", task.c.for_annotator.is_(None), ~knows]
 
 
 def _suits(num_skills: int, num_languages: int) -> list[sa.ColumnElement[bool]]:

@@ -43,6 +43,8 @@ class NewTask:
     reward_confidence: float | None = None
     author_id: str | None = None
     for_annotator: str | None = None
+    repeat_of: str | None = None
+    """Of a gold task, the judged one that it was made of; who judged that one does not get it."""
     skill: str = ""
     lang: str = ""
     is_sensitive: bool = False
@@ -321,6 +323,7 @@ def _task_row(
         "is_gold": one.expected is not None,
         "is_sensitive": one.is_sensitive,
         "for_annotator": one.for_annotator,
+        "repeat_of": one.repeat_of,
         "skill": one.skill,
         "lang": one.lang,
         "created_at": now,

@@ -88,7 +88,7 @@ def answers_of(connection: sa.Connection, project_id: str, person_id: str) -> li
         )
         .where(judgement.c.project_id == project_id, judgement.c.annotator_id == person_id)
         # the first answer counts: after it comes the solution
-        .where(judgement.c.revision == 0, task.c.strategy == STRATEGY)
+        .where(judgement.c.revision == 0, task.c.strategy == STRATEGY, task.c.state != "retired")
         .where(judgement.c.id > member.c.qualification_after)
         .order_by(judgement.c.id)
     )

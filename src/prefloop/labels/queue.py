@@ -223,7 +223,7 @@ def _take(connection: sa.Connection, now: int, row: sa.Row[Any], asking: Asking)
     slot, before = _place(connection, row, person)
     cents = config.cents.get(row.kind, 0) if person.kind == "human" else 0
     round_id = row.round_id
-    if round_id is None and row.repeat_of is not None:
+    if round_id is None and _is_repeat(row):
         round_id = _join_open_round(connection, row.id, asking.project_id)
     if not reserve(connection, round_id, cents):
         raise TryAgain("the budget of this round is being spent at this moment; try again")
@@ -298,8 +298,13 @@ def _place(connection: sa.Connection, row: sa.Row[Any], person: Person) -> tuple
     return min(free, key=lambda slot: (slot in left, slot)), before
 
 
+def _is_repeat(row: sa.Row[Any]) -> bool:
+    """Whether a task asks one person again; a gold task of which another was the model asks everybody else."""
+    return row.repeat_of is not None and row.for_annotator is not None
+
+
 def _order(connection: sa.Connection, row: sa.Row[Any], slot: int, person: Person) -> tuple[int, ...]:
-    if row.repeat_of is None:
+    if not _is_repeat(row):
         return presented_order(database.secret(connection), row.id, slot, len(row.completion_ids))
     seen = connection.execute(  # the other way round than this person saw it first
         sa.select(judgement.c.presented).where(

@@ -174,11 +174,11 @@ task = sa.Table(
     sa.Column("probability", sa.Float),  # of having been chosen, so that statistics can weigh by importance
     sa.Column("reward_p", sa.Float),  # P(first completion is better) by the reward model of the round
     sa.Column("reward_confidence", sa.Float),
-    _text("state", default="open"),  # open | closed
+    _text("state", default="open"),  # open | closed | retired: of a gold task whose answers count no more
     _count("guideline_version"),
     sa.Column("is_gold", sa.Boolean, nullable=False, server_default=sa.text("false")),
     sa.Column("is_sensitive", sa.Boolean, nullable=False, server_default=sa.text("false")),
-    _ref("repeat_of", "task.id", nullable=True),
+    _ref("repeat_of", "task.id", nullable=True),  # of a gold task: the one that it was made of
     _ref("for_annotator", "annotator.id", nullable=True),
     _ref("author_id", "annotator.id", nullable=True),  # who wrote the prompt or the edit; never judges it
     _text("skill"),

@@ -167,7 +167,7 @@ def _row(
         supersedes=row.supersedes,
         state="superseded" if row.is_superseded else row.state,
         is_gold=row.is_gold,
-        is_repeat=row.repeat_of is not None,
+        is_repeat=row.repeat_of is not None and not row.is_gold,
         flags=flags.get(row.task_id, ()),
         active_ms=row.active_ms,
         first_action_ms=row.first_action_ms,

@@ -42,6 +42,12 @@ class Share:
     """Wilson interval."""
 
 
+def share(count: int, of: int) -> Share:
+    """With its interval."""
+    interval = wilson_interval(count, of, confidence=CONFIDENCE)
+    return Share(count, of, interval["mean"], interval["low"], interval["high"])
+
+
 @dataclass(frozen=True)
 class Question:
     """How far people agree on one question of one kind of task. Figures that make no sense for it are None."""
@@ -243,11 +249,7 @@ def _shares(seen: Sequence[tuple[str, bool]]) -> dict[str, Share]:
     tally: dict[str, Counter[bool]] = defaultdict(Counter)
     for id, is_so in seen:
         tally[id][is_so] += 1
-    found = {}
-    for id, of in tally.items():
-        interval = wilson_interval(of[True], of.total(), confidence=CONFIDENCE)
-        found[id] = Share(of[True], of.total(), interval["mean"], interval["low"], interval["high"])
-    return found
+    return {id: share(of[True], of.total()) for id, of in tally.items()}
 
 
 def _consensus(usual: Facts) -> dict[str, Share]:
@@ -345,7 +347,8 @@ def _flags(facts: Facts, known: Mapping[str, tuple[Mapping[str, Any], int]]) -> 
     answers = []
     for one in facts[-FLAGS_FROM:]:
         p_first = p_a_of({"choice": one.choice})
-        if one.by != "human" or p_first is None or one.repeat_of is not None:
+        is_repeat = one.repeat_of is not None and not one.is_gold
+        if one.by != "human" or p_first is None or is_repeat:
             continue
         left = None if p_first == 0.5 else (p_first == 1) == (one.first_shown == 0)
         answers.append(

@@ -40,6 +40,7 @@ EXAMPLES = ("hh", "preference", "groups", "online_rlhf", "prompt", "messages")
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst")
 CHUNK = 1 << 20
 Read = Callable[[Row, str], ImportedTask]
+Look = Callable[[ImportedTask, Row], None]
 R = TypeVar("R", bound=Record)
 
 
@@ -64,8 +65,10 @@ class ImportOptions(Record):
 class TaskReader:
     """The tasks of a file; once they are read, `rows_in` = tasks + everything in `dropped`."""
 
-    def __init__(self, options: ImportOptions) -> None:
+    def __init__(self, options: ImportOptions, look: Look | None = None) -> None:
+        """`look` sees each task with its row before it is yielded, and may refuse it as the reader itself does."""
         self.options = options
+        self._look = look
         self.rows_in = 0
         self.dropped: Counter[str] = Counter()
         """Rows that gave no task, by reason."""
@@ -88,6 +91,8 @@ class TaskReader:
                     read = _reader(self.format, options)
                 task = read(row, name)
                 _check_sizes(task, options)
+                if self._look is not None:
+                    self._look(task, row)
             except DroppedRowError as dropped:
                 self.dropped[dropped.reason] += 1
             except BadRowError as bad:

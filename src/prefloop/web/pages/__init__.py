@@ -16,6 +16,7 @@ from prefloop.web.pages import (
     lead,
     lead_data,
     lead_figures,
+    lead_gold,
     lead_review,
 )
 from prefloop.web.pages.shared import page
@@ -29,6 +30,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     chat.router,
     lead_review.router,
     lead_figures.router,
+    lead_gold.router,
     lead_data.router,
     lead.router,
 )

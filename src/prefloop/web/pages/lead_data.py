@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse, HTMLResponse, Response
 from pydantic import ValidationError
 
 from prefloop.interfaces import InputError
-from prefloop.labels import browsing, exporting, oversight
+from prefloop.labels import browsing, exporting, gold, oversight
 from prefloop.labels.browsing import STATES, Filter
 from prefloop.labels.errors import Invalid
 from prefloop.labels.exporting import ENDINGS, Wanted
@@ -21,6 +21,7 @@ from prefloop.labels.formats.writing import Counts
 from prefloop.labels.projects import KINDS
 from prefloop.web.limits import limit
 from prefloop.web.pages.lead import Desk, Leading, render, seen
+from prefloop.web.pages.lead_gold import gold_standing
 from prefloop.web.store import database_of, read
 
 router = APIRouter(prefix="/lead")
@@ -107,6 +108,8 @@ async def lineage(request: Request, desk: Leading, task_id: str) -> HTMLResponse
         return {
             "line": browsing.lineage(connection, desk.id, task_id),
             "exports": exporting.exports_with(connection, desk.id, task_id),
+            "standing": gold_standing(connection, desk.id, task_id),
+            "candidate": gold.candidate(connection, desk.id, task_id),
         }
 
     return render(request, "lead/lineage.html", desk, "data", **await read(request, find))
