@@ -1,10 +1,12 @@
 """`prefloop label ...`: every command against a real store, through the command line's own parser."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from prefloop.cli import app
 from prefloop.config import HumanAnnotator
 from prefloop.interfaces import InputError, PrefloopError, Waiting
 from prefloop.labelling.judging import HttpQueue, StoreQueue, judge_all, read_judge
+from prefloop.labelling.serving import OPTIONS_VARIABLE, Reached, app_of_a_worker, web_options
 from prefloop.labels import queue, rounds, schema, serving
 from prefloop.labels.accounts import hash_password, set_password
 from prefloop.labels.browsing import Filter
@@ -25,6 +28,7 @@ from prefloop.labels.projects import ProjectConfig
 from prefloop.labels.publish import NewTask, add_project, publish_tasks
 from prefloop.labels.streaming import judgement_rows, up_to
 from prefloop.records import Message, Prompt, file_completion
+from prefloop.stages.people import STORE_VARIABLE
 from simulated_people import client_of
 
 PROJECT = "tales"
@@ -435,6 +439,40 @@ def test_sqlite_takes_one_process_and_strangers_only_where_somebody_is_in_charge
         assert admin
     with pytest.raises(InputError, match="over plain http anybody on the way reads passwords"):
         label("serve", "--host", "0.0.0.0", store=store)
+
+
+def test_further_names_and_hosts_for_webhooks_are_told_to_the_app_and_to_its_workers(store, monkeypatch):
+    said = Reached("https://label.example.org", ("label.lan:8765",), ("hooks.lan",), ("one=scripted",))
+    monkeypatch.setenv(STORE_VARIABLE, str(store))
+    monkeypatch.setenv(OPTIONS_VARIABLE, json.dumps(asdict(said)))
+    worker = app_of_a_worker()
+    worker.state.database.close()
+    for options in (web_options(said), worker.state.options):
+        assert options.public_url == "https://label.example.org"
+        assert (options.trusted_hosts, options.reachable_hosts) == (("label.lan:8765",), ("hooks.lan",))
+        assert list(options.answerers) == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("--host-name", "http://label.lan"),
+        ("--host-name", "label.lan/path"),
+        ("--host-name", "*.lan"),
+        ("--host-name", "label.lan:port"),
+        ("--host-name", ""),
+        ("--webhook-host", "a.lan,b.lan"),
+        ("--webhook-host", "hooks.lan:8080"),
+    ],
+)
+def test_what_is_no_name_of_a_host_is_refused(store, option, name):
+    with pytest.raises(InputError, match=re.escape(f"{option} {name}: give")):
+        label("serve", option, name, store=store)
+
+
+def test_a_name_beside_this_machines_own_means_that_others_reach_the_app(store):
+    with pytest.raises(InputError, match="no admin has a password yet"):
+        label("serve", "--host-name", "label.lan", store=store)
 
 
 def person_with_password(database) -> str:

@@ -476,8 +476,16 @@ def test_another_name_in_the_host_header_is_refused(place):
 
 
 def test_a_trusted_host_is_served(tmp_path):
-    place = open_place(tmp_path, WebOptions(trusted_hosts=("label.lan:8765",)))
-    assert place.browser().get("/login", headers={"host": "label.lan:8765"}).status_code == 200
+    place = open_place(tmp_path, WebOptions(trusted_hosts=("label.lan:8765", "Any.lan", "[fd00::5]")))
+    for host, status in (
+        ("label.lan:8765", 200),
+        ("label.lan:9999", 400),
+        ("any.lan", 200),
+        ("any.lan:9999", 200),
+        ("[fd00::5]:8765", 200),
+        ("any.lan.evil.example", 400),
+    ):
+        assert place.browser().get("/login", headers={"host": host}).status_code == status, host
     place.database.close()
 
 

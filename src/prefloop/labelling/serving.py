@@ -1,10 +1,13 @@
 """`prefloop label serve`, `invite` and `token`: the labelling app in a browser, and who may come in."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 import typer
@@ -29,9 +32,13 @@ from prefloop.labels.schema import project as project_table
 from prefloop.screen import console
 from prefloop.stages.people import STORE_VARIABLE
 
+if TYPE_CHECKING:
+    from prefloop.web.app import WebOptions
+
 DEMO_FILE = "demo.sqlite"
 PUBLIC_URL_VARIABLE = "PREFLOOP_LABELS_URL"
-POLICIES_VARIABLE = "PREFLOOP_LABELS_POLICIES"
+OPTIONS_VARIABLE = "PREFLOOP_LABELS_OPTIONS"
+"""How the processes of one server learn what the command line said."""
 PublicUrl = Annotated[
     str | None,
     typer.Option(
@@ -51,6 +58,21 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8765,
     public_url: PublicUrl = None,
+    host_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further name under which the app is reached, as often as you like; with a port, at that port alone.",
+            show_default=False,
+        ),
+    ] = None,
+    webhook_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name or address in your own network that webhooks may go to, as often as you like; others must be "
+            "public.",
+            show_default=False,
+        ),
+    ] = None,
     plain_http: Annotated[
         bool,
         typer.Option("--plain-http", help="Accept that a trusted network could read along, without https."),
@@ -72,23 +94,65 @@ def serve(
 ) -> None:
     """Serve the labelling app until Ctrl-C. Prints a link that lets you in once, as the admin."""
     place = str(Path(place_of(None, workspace)).with_name(DEMO_FILE)) if demo else place_of(store, workspace)
-    url = public_url or f"http://{host}:{port}"
+    names = _host_names(host_name or ())
+    reached = Reached(
+        public_url or f"http://{host}:{port}",
+        names,
+        _webhook_hosts(webhook_host or ()),
+        tuple(policy or ()),
+    )
     with _held(place, workers) as database:
         from prefloop.web.serve import check_binding, link_url
 
-        check_binding(database, host, url, "accept" if plain_http else "refuse")
-        policies: Sequence[str] = policy or ()
+        check_binding(database, host, reached.url, "accept" if plain_http else "refuse", names=names)
         if demo:
             from prefloop.labelling.demo import POLICIES, publish_demo
 
-            policies = policies or POLICIES
+            reached = replace(reached, policies=reached.policies or POLICIES)
             database.write(lambda connection: publish_demo(connection, database.now()))
         token = database.write(lambda connection: _let_admin_in(connection, database.now()))
         _say(f"labels in {escape(serving.shown_place(place))}")
-        _say(f"open {link_url(url, token)}")
+        _say(f"open {link_url(reached.url, token)}")
         _say("the link lets you in once, as the admin; Ctrl-C ends the server")
-        with _announced(database, url):
-            _run(database, place, url, policies, host=host, port=port, workers=workers)
+        with _announced(database, reached.url):
+            _run(database, place, reached, host=host, port=port, workers=workers)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How the app is reached and what it reaches, as the command line says; see `WebOptions`."""
+
+    url: str
+    host_names: Sequence[str]
+    webhook_hosts: Sequence[str]
+    policies: Sequence[str]
+
+
+def _host_names(given: Sequence[str]) -> tuple[str, ...]:
+    """Names under which the app is reached. Raises InputError."""
+    for one in given:
+        _name_in("--host-name", one)
+    return tuple(given)
+
+
+def _webhook_hosts(given: Sequence[str]) -> tuple[str, ...]:
+    """Names without ports, as addresses are compared with them. Raises InputError."""
+    names = [_name_in("--webhook-host", one) for one in given]
+    for one, name in zip(given, names, strict=True):
+        if one.lower().strip("[]") != name:
+            raise InputError(f"--webhook-host {one}: give the name alone; all its ports are meant")
+    return tuple(names)
+
+
+def _name_in(option: str, given: str) -> str:
+    try:
+        parts = urlsplit(f"//{given}")
+        name = parts.hostname if parts.port != 0 and parts.netloc == given else None
+    except ValueError:
+        name = None
+    if not name or any(sign in given for sign in " ,*@"):
+        raise InputError(f"{option} {given}: give one name as it stands in an address, such as label.lan")
+    return name
 
 
 @contextlib.contextmanager
@@ -123,36 +187,40 @@ def _let_admin_in(connection: sa.Connection, now: int) -> str:
     return token
 
 
-def _run(
-    database: Database, place: str, url: str, policies: Sequence[str], *, host: str, port: int, workers: int
-) -> None:
+def _run(database: Database, place: str, reached: Reached, *, host: str, port: int, workers: int) -> None:
     import uvicorn
 
-    from prefloop.web.answering import answerers_of
-    from prefloop.web.app import WebOptions, create_app
+    from prefloop.web.app import create_app
     from prefloop.web.serve import uvicorn_options
 
-    answerers = answerers_of(policies)
-
     options: dict[str, Any] = {"host": host, "port": port, "log_level": "warning", **uvicorn_options()}
+    web = web_options(reached)
     if workers == 1:
-        uvicorn.run(create_app(database, WebOptions(public_url=url, answerers=answerers)), **options)
+        uvicorn.run(create_app(database, web), **options)
         return
-    os.environ[STORE_VARIABLE], os.environ[PUBLIC_URL_VARIABLE] = place, url
-    os.environ[POLICIES_VARIABLE] = "\n".join(policies)
+    os.environ[STORE_VARIABLE], os.environ[OPTIONS_VARIABLE] = place, json.dumps(asdict(reached))
     uvicorn.run(f"{__name__}:app_of_a_worker", factory=True, workers=workers, **options)
+
+
+def web_options(reached: Reached) -> "WebOptions":
+    """What the app is told. Raises InputError for a policy that cannot be talked with."""
+    from prefloop.web.answering import answerers_of
+    from prefloop.web.app import WebOptions
+
+    return WebOptions(
+        public_url=reached.url,
+        trusted_hosts=tuple(reached.host_names),
+        reachable_hosts=tuple(reached.webhook_hosts),
+        answerers=answerers_of(reached.policies),
+    )
 
 
 def app_of_a_worker() -> Any:
     """The app in one of several processes, over the store that the environment names."""
-    from prefloop.web.answering import answerers_of
-    from prefloop.web.app import WebOptions, create_app
+    from prefloop.web.app import create_app
 
-    answerers = answerers_of(
-        os.environ[POLICIES_VARIABLE].split("\n") if os.environ[POLICIES_VARIABLE] else []
-    )
-    options = WebOptions(public_url=os.environ[PUBLIC_URL_VARIABLE], answerers=answerers)
-    return create_app(open_database(os.environ[STORE_VARIABLE]), options)
+    reached = Reached(**json.loads(os.environ[OPTIONS_VARIABLE]))
+    return create_app(open_database(os.environ[STORE_VARIABLE]), web_options(reached))
 
 
 # --- who may come in -------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ class WebOptions:
     limits: Limits = field(default_factory=Limits)
     """Requests that one person may make."""
     trusted_hosts: tuple[str, ...] = ()
-    """Further names, as in a Host header, under which the app is reached."""
+    """Further names, as in a Host header, under which the app is reached; without a port, at any port."""
     reachable_hosts: tuple[str, ...] = ()
     """Names in one's own network that webhooks may go to; all others must be public."""
     answerers: Mapping[str, Answerer] = field(default_factory=dict)

@@ -49,13 +49,18 @@ def headers_for(public_url: str, path: str = "/") -> dict[str, str]:
 
 
 def is_our_host(host: str, public_url: str, trusted: tuple[str, ...] = ()) -> bool:
-    """Whether a Host header names this app; another site's name in it is a trick to make a browser think it is theirs."""
-    if host.lower() in {urlsplit(public_url).netloc.lower(), *(one.lower() for one in trusted)}:
+    """Whether a Host header names this app; another site's name in it is a trick to make a browser think it is theirs.
+
+    A trusted name without a port is good at every port.
+    """
+    known = {one.lower() for one in trusted}
+    if host.lower() in known | {urlsplit(public_url).netloc.lower()}:
         return True
     try:
-        return urlsplit(f"//{host}").hostname in LOOPBACK
+        name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return False
+    return name in LOOPBACK or (f"[{name}]" if ":" in name else name) in known
 
 
 def is_our_origin(headers: Headers, scheme: str) -> bool:
@@ -104,7 +109,9 @@ class Guard:
 
     def _refusal(self, scope: MutableMapping[str, Any], headers: Headers) -> PlainTextResponse | None:
         if not is_our_host(headers.get("host", ""), self._public_url, self._trusted):
-            return PlainTextResponse("this app is not reached under this name; see --public-url", 400)
+            return PlainTextResponse(
+                "this app is not reached under this name; see --public-url and --host-name", 400
+            )
         with_token = headers.get("authorization", "").lower().startswith("bearer ")
         if scope["method"] in SAFE_METHODS or with_token:
             return None

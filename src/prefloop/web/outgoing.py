@@ -147,7 +147,7 @@ def _checked_address(host: str, port: int, allowed: set[str], resolve: Resolve) 
     if not addresses:
         raise Blocked(f"{host}: no such name")
     if host not in allowed and not all(is_public(one) for one in addresses):
-        raise Blocked(f"{host} is not a public address; who runs the server can allow it")
+        raise Blocked(f"{host} is not a public address; who runs the server can allow it with --webhook-host")
     return addresses[0]
 
 

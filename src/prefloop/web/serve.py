@@ -1,6 +1,7 @@
 """What a server of the app needs: limits that hold against strangers, and a refusal to be reached where it is not safe."""
 
 import ipaddress
+from collections.abc import Sequence
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -29,12 +30,23 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_binding(database: Database, host: str, public_url: str, plain_http: PlainHttp = "refuse") -> None:
-    """Raises InputError where a network would reach an app that nobody guards, or read along."""
+def check_binding(
+    database: Database,
+    host: str,
+    public_url: str,
+    plain_http: PlainHttp = "refuse",
+    *,
+    names: Sequence[str] = (),
+) -> None:
+    """Raises InputError where a network would reach an app that nobody guards, or read along.
+
+    `names` are those beside that of `public_url`: an app that has others than this machine's own is reached from outside.
+    """
     parts = urlsplit(public_url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
         raise InputError(f"public_url = {public_url}: give http:// or https://, a name, and perhaps a port")
-    if is_loopback(host) and is_loopback(parts.hostname):
+    called = [parts.hostname, *(urlsplit(f"//{one}").hostname or "" for one in names)]
+    if is_loopback(host) and all(map(is_loopback, called)):
         return
     if not database.read(accounts.has_admin_with_password):
         raise InputError(
