@@ -8,7 +8,8 @@ from tests.web.overseeing import Office, office, pair
 from prefloop.labels.browsing import Filter
 from prefloop.labels.qualification import is_right
 from prefloop.web.calibrating import reward_report
-from prefloop.web.quality import Kept, Quality, kept_figures, quality_of
+from prefloop.web.kept import Kept
+from prefloop.web.quality import Quality, kept_figures, quality_of
 
 
 @pytest.fixture

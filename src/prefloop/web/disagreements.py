@@ -15,7 +15,7 @@ from prefloop.labels.adjudicating import Against, candidates, judged_by
 from prefloop.labels.people import Person
 from prefloop.labels.schema import adjudication
 from prefloop.labels.streaming import newest_judgement
-from prefloop.web.quality import Kept
+from prefloop.web.kept import Kept
 
 QUEUE = 100
 """Disagreements that are put in order at a time."""

@@ -7,7 +7,8 @@ from fastapi import Request
 from prefloop.labels.rounds import Standing
 from prefloop.web.calibrating import RewardReport
 from prefloop.web.disagreements import Disagreements
-from prefloop.web.quality import Kept, Quality
+from prefloop.web.kept import Kept
+from prefloop.web.quality import Quality
 
 
 @dataclass

@@ -9,8 +9,8 @@ from fastapi.responses import HTMLResponse, Response
 
 from prefloop.labels import gold
 from prefloop.labels.gold import GoldTask
+from prefloop.web.annotators import Share, share
 from prefloop.web.pages.lead import Leading, Text, render, seen
-from prefloop.web.quality import Share, share
 from prefloop.web.store import database_of, read, write
 
 router = APIRouter(prefix="/lead")
