@@ -199,6 +199,9 @@ def test_a_round_is_frozen_by_hand_once_and_has_a_budget(store):
     )
     assert label("round", "freeze", store=store) == "round 1 is frozen at judgement 1: 1 of 2 judged\n"
     assert waiting.look is not None and waiting.look() == (2, 2)
+    with opened(store) as database:
+        (kept,) = database.read(lambda c: c.execute(sa.select(schema.quality.c.figures)).scalars().all())
+    assert (kept["judgements"], kept["watermark"]) == (1, 1)
     with pytest.raises(Conflict, match="round 1 is frozen already"):
         label("round", "freeze", store=store)
     with pytest.raises(Conflict, match="no policy has been trained on it yet"):

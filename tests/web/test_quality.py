@@ -3,11 +3,18 @@
 from types import SimpleNamespace
 
 import pytest
-from tests.web.overseeing import Office, office, pair
+import sqlalchemy as sa
+from tests.web.overseeing import START_MS, Office, office, pair
 
+from prefloop.labels import rounds
 from prefloop.labels.browsing import Filter
+from prefloop.labels.oversight import projects_to_keep
+from prefloop.labels.projects import ProjectConfig
+from prefloop.labels.publish import add_project
 from prefloop.labels.qualification import is_right
+from prefloop.labels.schema import quality
 from prefloop.web.calibrating import reward_report
+from prefloop.web.keeping import LOOK_EVERY_S, keep_what_is_due, pause_s
 from prefloop.web.kept import Kept
 from prefloop.web.quality import Quality, kept_figures, quality_of
 
@@ -121,6 +128,92 @@ def test_figures_that_are_kept_hold_what_people_are_shown_of_themselves(desk):
     kept = kept_figures(figures(desk))[desk.person("Xu").id]
     assert kept["agreement"] == 0.75
     assert kept["agreement_interval"] == pytest.approx([0.3006, 0.9544], abs=1e-4)
+
+
+# --- versions of the guidelines ---------------------------------------------------------------------------------------
+
+
+def test_each_version_of_the_guidelines_has_its_own_agreement_and_gold(desk):
+    desk.publish(*[pair(number) for number in range(1, 9)])
+    desk.publish(*[pair(number, expected={"choice": "a"}) for number in (11, 12)], round_id=None)
+    for version, votes in ((1, ("aa", "bb", "ab", "aa")), (2, ("aa", "bb", "bb", "aa"))):
+        for number, (first, second) in enumerate(votes, start=4 * version - 3):
+            desk.says("Xu", f"t{number}", first, guideline_version=version)
+            desk.says("Yi", f"t{number}", second, guideline_version=version)
+    desk.says("Xu", "t11", "b", guideline_version=1)
+    desk.says("Xu", "t12", "a", guideline_version=2)
+    before, after = figures(desk).versions
+    assert [(one.number, one.judgements) for one in (before, after)] == [(1, 9), (2, 9)]
+    assert before.agreed[0].raw and before.agreed[0].raw.value == 0.75
+    assert after.agreed[0].raw and after.agreed[0].raw.value == 1.0
+    # alpha of aa, bb, ab, aa by hand, as above; of unanimous people on two answers it is 1
+    assert before.agreed[0].figure.value == pytest.approx(0.533333, abs=1e-6)
+    assert after.agreed[0].figure.value == 1.0
+    assert before.gold and (before.gold.count, before.gold.of) == (0, 1)
+    assert after.gold and (after.gold.count, after.gold.of) == (1, 1)
+    # Wilson of 0 of 1 reaches up to 0.79, of 1 of 1 down to 0.21: they touch, so nothing is claimed
+    assert after.gold_change is None and before.gold_change is None
+
+
+def test_a_change_is_told_where_intervals_do_not_touch(desk):
+    desk.publish(*[pair(number, expected={"choice": "a"}) for number in range(1, 41)], round_id=None)
+    # Wilson: 18 of 20 from 0.699 to 0.972, 8 of 20 from 0.219 to 0.613
+    for number in range(1, 21):
+        desk.says("Xu", f"t{number}", "a" if number <= 18 else "b", guideline_version=1)
+    for number in range(21, 41):
+        desk.says("Xu", f"t{number}", "a" if number <= 28 else "b", guideline_version=2)
+    before, after = figures(desk).versions
+    assert (before.gold_change, after.gold_change) == (None, "lower")
+    page = desk.visit("Lea").get("/lead/pairs/quality").text
+    assert "By version of the guidelines" in page and "lower</span>" in page
+
+
+def test_one_version_of_the_guidelines_is_compared_with_nothing(desk):
+    four_tasks(desk)
+    assert figures(desk).versions == ()
+
+
+# --- figures that nobody asked for -------------------------------------------------------------------------------------
+
+
+def kept_rows(desk: Office) -> dict[str, dict]:
+    names = {person.id: name for name, person in desk.people.items()}
+    return {names[row.annotator_id]: row.figures for row in desk.rows(sa.select(quality))}
+
+
+def test_figures_are_kept_without_a_visit_and_again_when_an_hour_or_a_freeze_has_passed(tmp_path):
+    with office(tmp_path) as desk:
+        kept: Kept[Quality] = Kept()
+        now = START_MS
+        desk.database.now = lambda: now
+        keep_what_is_due(desk.database, kept)
+        assert kept_rows(desk) == {}
+        four_tasks(desk)
+        assert keep_what_is_due(desk.database, kept) >= LOOK_EVERY_S
+        assert kept_rows(desk)["Xu"]["agreement"] == 0.75
+        assert kept_rows(desk)["Xu"]["watermark"] == 8
+
+        desk.publish(pair(5))
+        desk.says("Xu", "t5", "a")
+        now += 59 * 60 * 1000
+        keep_what_is_due(desk.database, kept)
+        assert kept_rows(desk)["Xu"]["watermark"] == 8
+        now += 60 * 1000
+        keep_what_is_due(desk.database, kept)
+        assert kept_rows(desk)["Xu"]["watermark"] == 9
+
+        desk.says("Yi", "t5", "a")
+        desk.database.write(lambda c: rounds.freeze(c, now + 1, "round-1", actor="lead", reason="enough"))
+        keep_what_is_due(desk.database, kept)
+        assert kept_rows(desk)["Yi"]["watermark"] == 10
+
+
+def test_a_project_without_judgements_is_not_due_and_figures_take_a_twentieth_of_the_time(desk):
+    four_tasks(desk)
+    desk.database.write(lambda c: add_project(c, START_MS, "another", ProjectConfig()))
+    assert desk.database.read(lambda c: projects_to_keep(c, START_MS, after_ms=1)) == ["pairs"]
+    assert pause_s(4.0, waiting=0) == pause_s(4.0, waiting=3) == 80.0
+    assert (pause_s(0.01, waiting=0), pause_s(0.01, waiting=3)) == (LOOK_EVERY_S, 1.0)
 
 
 # --- the reward model ------------------------------------------------------------------------------------------------

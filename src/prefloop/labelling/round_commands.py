@@ -1,5 +1,6 @@
 """`prefloop label round ...`: closing rounds, budgets, and what people decide about the policies trained on them."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import sqlalchemy as sa
@@ -15,6 +16,8 @@ from prefloop.labelling.shared import (
 )
 from prefloop.labels import rounds
 from prefloop.labels.audit import SYSTEM
+from prefloop.labels.browsing import Filter
+from prefloop.labels.database import Database
 from prefloop.labels.errors import Conflict
 from prefloop.labels.rounds import Round, Verdict
 from prefloop.screen import console, table_of
@@ -76,7 +79,14 @@ def freeze(
         stands = rounds.standing(connection, found.id)
         return f"round {found.number} is frozen at judgement {watermark}: {stands.settled} of {stands.tasks} judged"
 
-    _on_round(work, number, project, store, workspace)
+    _on_round(work, number, project, store, workspace, afterwards=_keep_figures)
+
+
+def _keep_figures(database: Database, project_id: str) -> None:
+    """What people see of themselves knows all of the round."""
+    from prefloop.web.keeping import compute_and_keep
+
+    compute_and_keep(database, Filter(project_id))
 
 
 @round_app.command(epilog="Example: `prefloop label round budget 3 --cents 5000`")
@@ -158,9 +168,19 @@ def _decide(
     _on_round(work, number, project, store, workspace)
 
 
-def _on_round(work: Any, number: int | None, project: str | None, store: str | None, workspace: Any) -> None:
+def _on_round(
+    work: Any,
+    number: int | None,
+    project: str | None,
+    store: str | None,
+    workspace: Any,
+    *,
+    afterwards: Callable[[Database, str], None] | None = None,
+) -> None:
     """Runs `work` on a round in one transaction and says what it returns."""
     with opened(store, workspace) as database:
         name = the_project(database, project)
         said = database.write(lambda c: work(c, database.now(), rounds.numbered_round(c, name, number)))
+        if afterwards is not None:
+            afterwards(database, name)
     console.print(said, highlight=False, soft_wrap=True)

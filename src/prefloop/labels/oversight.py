@@ -18,10 +18,12 @@ from prefloop.labels.schema import (
     judgement,
     member,
     policy,
+    project,
     quality,
     round_,
     task,
 )
+from prefloop.labels.streaming import newest_judgement
 
 MOST_FACTS = 100_000
 """Judgements that figures are computed from: the newest."""
@@ -31,7 +33,8 @@ def facts(connection: sa.Connection, wanted: Filter, most: int = MOST_FACTS) -> 
     """The last word of everybody on each task, oldest first.
 
     Rows have id, task_id, prompt_id, annotator_id, by (human | ai), kind, choice, strength, value (of kinds that do not
-    choose), first_shown, active_ms, created_at, is_gold, repeat_of, strategy, revision, length_a and length_b.
+    choose), first_shown, active_ms, created_at, guideline_version, is_gold, repeat_of, strategy, revision, length_a and
+    length_b.
     """
     first, second, newer = completion.alias("first"), completion.alias("second"), judgement.alias("newer")
     statement = (
@@ -51,6 +54,7 @@ def facts(connection: sa.Connection, wanted: Filter, most: int = MOST_FACTS) -> 
             judgement.c.presented[0].as_integer().label("first_shown"),
             judgement.c.active_ms,
             judgement.c.created_at,
+            judgement.c.guideline_version,
             task.c.is_gold,
             task.c.repeat_of,
             task.c.strategy,
@@ -97,7 +101,7 @@ def keep_quality(
     connection: sa.Connection, now: int, project_id: str, figures: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Keeps today's figures about each person; those of an earlier hour of the day go."""
-    day = time.strftime("%Y-%m-%d", time.gmtime(now / 1000))
+    day = _day(now)
     known = sa.select(annotator.c.id).where(annotator.c.id.in_(list(figures)))
     there = set(connection.execute(known).scalars())
     connection.execute(
@@ -112,6 +116,36 @@ def keep_quality(
     ]
     if rows:
         connection.execute(sa.insert(quality), rows)
+
+
+def projects_to_keep(connection: sa.Connection, now: int, *, after_ms: int) -> list[str]:
+    """Projects whose kept figures do not know of the newest judgements, those that were kept longest ago first.
+
+    Figures of today are good for `after_ms`, unless a round was frozen since they were computed.
+    """
+    day = _day(now)
+    found = []
+    for project_id in connection.execute(sa.select(project.c.id)).scalars().all():
+        newest = newest_judgement(connection, project_id)
+        last = connection.execute(
+            sa.select(quality.c.day, quality.c.figures)
+            .where(quality.c.project_id == project_id)
+            .order_by(quality.c.day.desc())
+            .limit(1)
+        ).first()
+        figures = {} if last is None else last.figures
+        if newest <= figures.get("watermark", 0):
+            continue
+        kept_at = figures.get("computed_at", 0)
+        frozen = sa.select(round_.c.id).where(round_.c.project_id == project_id, round_.c.frozen_at > kept_at)
+        is_fresh = last is not None and last.day == day and now - kept_at < after_ms
+        if not is_fresh or connection.execute(frozen.limit(1)).first() is not None:
+            found.append((kept_at, project_id))
+    return [project_id for _, project_id in sorted(found)]
+
+
+def _day(now: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(now / 1000))
 
 
 # --- rounds ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """How each annotator does: with others, on gold, with themselves, by side and length and time, and what alarms there are."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,15 +122,16 @@ def _value(one: sa.Row[Any]) -> Mapping[str, Any]:
     return {"choice": one.choice, "strength": one.strength} if one.value is None else one.value
 
 
+def gold_verdicts(facts: Facts, known: Known) -> Iterator[tuple[sa.Row[Any], bool]]:
+    """Answers to gold tasks, and whether each is right."""
+    for one in facts:
+        # an answer that was changed after its solution was told says nothing
+        if one.task_id in known and not (one.strategy == STRATEGY and one.revision):
+            yield one, is_right(_value(one), *known[one.task_id])
+
+
 def gold_of(facts: Facts, known: Known) -> dict[str, Share]:
-    return shares_of(
-        [
-            (one.annotator_id, is_right(_value(one), *known[one.task_id]))
-            for one in facts
-            # an answer that was changed after its solution was told says nothing
-            if one.task_id in known and not (one.strategy == STRATEGY and one.revision)
-        ]
-    )
+    return shares_of([(one.annotator_id, right) for one, right in gold_verdicts(facts, known)])
 
 
 def _repeats(facts: Facts) -> dict[str, Share]:

@@ -18,7 +18,7 @@ from prefloop.interfaces import PrefloopError
 from prefloop.labels import accounts, webhooks
 from prefloop.labels.database import Database
 from prefloop.labels.errors import ConsentNeeded, LabelError
-from prefloop.web import api, guard, health, pages
+from prefloop.web import api, guard, health, keeping, pages
 from prefloop.web.answering import Answerer
 from prefloop.web.limits import Limits, TooMany, Windows
 from prefloop.web.outgoing import webhook_sender
@@ -82,7 +82,7 @@ def create_app(database: Database, options: WebOptions) -> FastAPI:
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     talks: Talks = app.state.talks
-    tasks = [asyncio.create_task(work) for work in (_deliver(app), _forget(app), talks.run())]
+    tasks = [asyncio.create_task(work) for work in (_deliver(app), _forget(app), _keep(app), talks.run())]
     for task in tasks:
         task.add_done_callback(_report)
     yield
@@ -120,6 +120,20 @@ async def _forget(app: FastAPI) -> None:
             )
         except (PrefloopError, SQLAlchemyError) as error:
             logger.warning("expired sessions stay error=%s", error)
+
+
+async def _keep(app: FastAPI) -> None:
+    """Keeps figures about labels that nobody asked for."""
+    wait_s = keeping.LOOK_EVERY_S
+    while True:
+        await asyncio.sleep(wait_s)
+        try:
+            wait_s = await run_in_threadpool(
+                keeping.keep_what_is_due, app.state.database, app.state.remembered.quality
+            )
+        except (PrefloopError, SQLAlchemyError) as error:
+            wait_s = keeping.LOOK_EVERY_S
+            logger.warning("figures are not kept error=%s", error)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

@@ -13,9 +13,11 @@ import sqlalchemy as sa
 from prefloop.agreement import LengthBias, SideBias
 from prefloop.labels import oversight
 from prefloop.labels.browsing import Filter
+from prefloop.labels.guidelines import guidelines_of
 from prefloop.labels.publish import project_config
 from prefloop.labels.streaming import newest_judgement
 from prefloop.web.annotators import PersonQuality, lengths_of, people_of, sides_of
+from prefloop.web.drift import Version, versions_of
 from prefloop.web.questions import Facts, Question, questions_of
 
 DAYS_SHOWN = 30
@@ -38,12 +40,15 @@ class Quality:
     length: LengthBias | None
     days: tuple[tuple[str, int], ...]
     """Judgements a day, the last ones."""
+    versions: tuple[Version, ...]
+    """Of the guidelines, where people judged under several."""
 
 
 def quality_of(connection: sa.Connection, now: int, wanted: Filter) -> Quality:
     """The figures on a filter, from the store as it is."""
     facts = oversight.facts(connection, wanted)
     known = oversight.known_answers(connection, wanted.project_id)
+    published = {one.version: one.created_at for one in guidelines_of(connection, wanted.project_id)}
     names = oversight.names_of(connection, wanted.project_id)
     usual = [one for one in facts if not one.is_gold and one.repeat_of is None]
     people = [one for one in usual if one.by == "human"]
@@ -59,6 +64,7 @@ def quality_of(connection: sa.Connection, now: int, wanted: Filter) -> Quality:
         side=sides.get(None) if people else None,
         length=lengths.get(None) if people else None,
         days=_days(facts, now),
+        versions=tuple(versions_of(facts, usual, known, published)),
     )
 
 
@@ -85,6 +91,7 @@ def kept_figures(quality: Quality) -> dict[str, dict[str, Any]]:
     found = {}
     for one in quality.people:
         figures: dict[str, Any] = {"judgements": one.judgements, "flags": [flag.rule for flag in one.flags]}
+        figures |= {"computed_at": quality.computed_at, "watermark": quality.watermark}
         if one.consensus is not None:
             figures["agreement"] = one.consensus.value
             figures["agreement_interval"] = [one.consensus.low, one.consensus.high]

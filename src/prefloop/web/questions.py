@@ -35,20 +35,36 @@ class Question:
         return found
 
 
-def questions_of(people: Facts, choices: tuple[str, ...]) -> list[Question]:
+@dataclass(frozen=True)
+class Answers:
+    """What people said, by kind of task and question."""
+
+    nominal: Mapping[tuple[str, str], list[Rating]]
+    ordinal: Mapping[tuple[str, str], list[Rating]]
+    rankings: Mapping[tuple[str, str], list[Ranking]]
+
+
+def asked_of(people: Facts) -> Answers:
     """Every question that two people could disagree on, in order of appearance."""
     nominal: dict[tuple[str, str], list[Rating]] = defaultdict(list)
     ordinal: dict[tuple[str, str], list[Rating]] = defaultdict(list)
     rankings: dict[tuple[str, str], list[Ranking]] = defaultdict(list)
     for one in people:
         _ask(one, nominal, ordinal, rankings)
+    return Answers(nominal, ordinal, rankings)
+
+
+def questions_of(people: Facts, choices: tuple[str, ...]) -> list[Question]:
+    """How far people agree on each question."""
+    said = asked_of(people)
     found = [
-        _nominal(key, ratings, choices if key[1] == "choice" else None) for key, ratings in nominal.items()
+        _nominal(key, ratings, choices if key[1] == "choice" else None)
+        for key, ratings in said.nominal.items()
     ]
-    found += [_ordinal(key, ratings) for key, ratings in ordinal.items()]
+    found += [_ordinal(key, ratings) for key, ratings in said.ordinal.items()]
     found += [
         Question(*key, None, None, None, None, agreement.kendall_tau_b(given))
-        for key, given in rankings.items()
+        for key, given in said.rankings.items()
     ]
     return sorted(found, key=lambda one: one.kind)
 

@@ -15,8 +15,9 @@ from prefloop.labels.projects import KINDS
 from prefloop.labels.rounds import Round, Standing
 from prefloop.labels.streaming import newest_judgement
 from prefloop.web.calibrating import reward_report
+from prefloop.web.drift import questions_in
+from prefloop.web.keeping import figures
 from prefloop.web.pages.lead import Desk, Leading, Text, render, seen
-from prefloop.web.quality import Quality, kept_figures, quality_of
 from prefloop.web.remembered import remembered
 from prefloop.web.store import database_of, read, write
 
@@ -44,7 +45,9 @@ async def quality(
         kind=kind if kind in KINDS else "",
         annotator_id=annotator[:64],
     )
-    found = await run_in_threadpool(_quality, request, wanted, anew=anew)
+    found = await run_in_threadpool(
+        figures, database_of(request), remembered(request).quality, wanted, anew=anew
+    )
     about = await read(
         request,
         lambda connection: {
@@ -54,25 +57,17 @@ async def quality(
         },
     )
     template = "lead/quality_figures.html" if "hx-request" in request.headers else "lead/quality.html"
-    return render(request, template, desk, "quality", quality=found, wanted=wanted, kinds=KINDS, **about)
-
-
-def _quality(request: Request, wanted: Filter, *, anew: bool) -> Quality:
-    """The figures, computed where they have to be; those on everything are kept in the store, day by day."""
-    database = database_of(request)
-    watermark = database.read(lambda connection: newest_judgement(connection, wanted.project_id))
-
-    def compute() -> Quality:
-        now = database.now()
-        found = database.read(lambda connection: quality_of(connection, now, wanted))
-        if not wanted.told():
-            figures = kept_figures(found)
-            database.write(
-                lambda connection: oversight.keep_quality(connection, now, wanted.project_id, figures)
-            )
-        return found
-
-    return remembered(request).quality.get(wanted, watermark, compute, anew=anew)
+    return render(
+        request,
+        template,
+        desk,
+        "quality",
+        quality=found,
+        drifted=questions_in(found.versions),
+        wanted=wanted,
+        kinds=KINDS,
+        **about,
+    )
 
 
 # --- rounds ----------------------------------------------------------------------------------------------------------
