@@ -77,7 +77,8 @@ def _ask(one: sa.Row[Any], nominal: Any, ordinal: Any, rankings: Any) -> None:
         nominal[one.kind, "choice"].append(rating(one.choice))
     if one.strength is not None:
         ordinal[one.kind, "strength"].append(rating(one.strength))
-    value = one.value or {}
+    if not (value := one.value):  # of a choice between two: no more is known
+        return
     for name, rated in value.get("ratings", {}).items():
         ordinal[one.kind, name].append(rating(rated))
     for name, flagged in value.get("flags", {}).items():
