@@ -20,18 +20,34 @@ ALLOWED = {
     "a": {"href", "title", "rel", "target"},
     "code": {"class", "dir"},
     "ol": {"start"},
-    "p": {"dir", "class", "data-shown", "data-total"},
+    "details": {"class"},
+    "p": {"dir", "class"},
     "pre": {"class", "dir"},
     "span": {"class", "title"},
     "td": {"class", "dir"},
     "th": {"class", "dir"},
 } | {tag: {"dir"} for tag in ("h3", "h4", "h5", "h6", "li")}
-BARE = {"blockquote", "br", "em", "hr", "mark", "s", "strong", "table", "tbody", "thead", "tr", "ul"}
+BARE = {
+    "blockquote",
+    "br",
+    "em",
+    "hr",
+    "mark",
+    "s",
+    "strong",
+    "summary",
+    "table",
+    "tbody",
+    "thead",
+    "tr",
+    "ul",
+}
 CLASSES = {
     "span": {"invisible-char", "image-not-loaded"},
     "pre": {"plain-text", "math"},
     "code": {"math"},
     "p": {"text-cut"},
+    "details": {"text-more"},
     "td": {"align-left", "align-center", "align-right"},
     "th": {"align-left", "align-center", "align-right"},
 }
@@ -361,17 +377,32 @@ def test_entities_and_escapes_of_markdown_hide_nothing():
 # --- long and deep texts ----------------------------------------------------------------------------------------------
 
 
+def pieces_of(html: str) -> list[str]:
+    """What is shown, and what each button brings."""
+    assert html.endswith("</details>" * html.count("<details"))
+    return [source(one) for one in re.findall("<pre.*?</pre>", html, flags=re.DOTALL)]
+
+
 def test_a_long_text_is_shown_in_pieces_that_make_the_whole():
     text = "".join(f"{number:07} é\n" for number in range(50_000))  # 500,000 characters
-    pieces = [plain_html(text, start) for start in (0, 200_000, 400_000)]
-    for piece, shown in zip(pieces[:2], ("200000", "400000"), strict=True):
-        assert f'<p class="text-cut" data-shown="{shown}" data-total="500000">' in piece
-    assert "text-cut" not in pieces[2]
-    assert "".join(source(piece.split("<p ")[0]) for piece in pieces) == text
-    assert (
-        '<p class="text-cut" data-shown="200000" data-total="500000">… 200,000 / 500,000</p>'
-        in markdown_html(text)
-    )
+    for html in (plain_html(text), markdown_html(text)):
+        pieces = pieces_of(html)
+        assert [len(one) for one in pieces] == [200_000, 200_000, 100_000]
+        assert "".join(pieces) == text
+        assert re.findall("<summary>(.*?)</summary>", html) == ["… 200,000 / 500,000", "… 400,000 / 500,000"]
+        assert html.index("<details") > html.index("</pre>") and "text-cut" not in html
+
+
+def test_a_page_carries_so_many_characters_of_a_text_and_says_how_many_there_are():
+    html = plain_html("a" * 600_001)
+    assert sum(map(len, pieces_of(html))) == 600_000
+    assert '<p class="text-cut">… 600,000 / 600,001</p></details>' in html
+
+
+def test_a_text_of_fifty_thousand_characters_is_markdown_and_a_longer_one_is_shown_as_it_is():
+    assert markdown_html("**a** " + "b" * 49_994).startswith('<p dir="auto"><strong>a</strong> b')
+    longer = "**a** " + "b" * 49_995
+    assert source(markdown_html(longer)) == longer
 
 
 @pytest.mark.parametrize(

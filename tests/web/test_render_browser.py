@@ -62,7 +62,7 @@ TAGS = {
         "s",
         "span",
     ),
-    *("strong", "table", "tbody", "td", "th", "thead", "tr", "ul"),
+    *("details", "strong", "summary", "table", "tbody", "td", "th", "thead", "tr", "ul"),
 }
 ELEMENTS = """() => ({
   tags: [...new Set([...document.querySelectorAll('.hostile-text *')].map(one => one.localName))],
@@ -240,3 +240,16 @@ def test_wide_text_never_scrolls_the_page_sideways(show, text):
 def test_a_text_of_nothing_but_signs_can_be_opened(show):
     page, _ = show("a\u202e" * 20_000)
     assert page.locator("#submit").is_visible()
+
+
+def test_the_rest_of_a_long_text_is_opened_by_keys_without_a_script(show):
+    page, watch = show("".join(f"{number:05} a\n" for number in range(30_000)))  # 240,000 characters
+    button, rest = page.locator("#plain summary"), page.locator("#plain details pre")
+    name = button.evaluate("one => getComputedStyle(one, '::before').content + one.textContent")
+    assert name == '"Show more "… 200,000 / 240,000'
+    assert button.bounding_box()["height"] >= 44 and not rest.is_visible()
+    button.focus()
+    page.keyboard.press("Enter")
+    assert rest.is_visible() and rest.text_content().endswith("29999 a\n")
+    assert page.evaluate(ELEMENTS)["wide"] <= 0
+    assert watch.complaints == []

@@ -3,7 +3,7 @@
 CommonMark with tables and strikethrough; a line break is shown as one, as chat windows do. Raw HTML is text. What the
 renderer writes is built from a short list of elements, and `nh3` checks it against that list once more. Images are
 named, never loaded. Mathematics is shown as its source. Headings begin below those of the page. Text that is nested too
-deep to read is shown plain.
+deep to read, or very long, is shown plain.
 """
 
 import re
@@ -19,7 +19,7 @@ from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 from markupsafe import Markup
 
-from prefloop.web.plain import MAX_SHOWN, cut_note, escaped, plain_html
+from prefloop.web.plain import escaped, plain_html
 
 DEEPEST = 24
 """Levels of quotes and lists, or of emphasis: more cannot be read, and cost time that grows with the square."""
@@ -27,6 +27,8 @@ LONGEST_FORMULA = 50
 """Lines."""
 MOST_OPEN_BRACKETS = 100
 """In one paragraph: the parser looks for the end of each link again and again."""
+LONGEST_MARKDOWN = 50_000
+"""Characters: the parser needs up to a second for as many that mean it ill, and people seldom write more."""
 LONGEST_KEPT = 20_000
 """Characters of a text whose HTML is kept, so that the cache stays small."""
 LINK = re.compile(r"(?:https?://[^/?#\\]|mailto:[^?#])", re.IGNORECASE)
@@ -73,13 +75,14 @@ class TooDeep(Exception):
 
 
 def markdown_html(text: str) -> Markup:
-    """The first MAX_SHOWN characters of a Markdown text as HTML, and a note of what is cut.
+    """A Markdown text as HTML; one that is longer than LONGEST_MARKDOWN, or nested too deep, as it is.
 
     NUL and halves of surrogate pairs appear as U+FFFD; every other invisible character is made visible.
     """
-    head = text[:MAX_SHOWN]
-    html = _kept_html(head) if len(head) <= LONGEST_KEPT else _html(head)
-    return plain_html(text) if html is None else html + cut_note(len(head), len(text))
+    if len(text) > LONGEST_MARKDOWN:
+        return plain_html(text)
+    html = _kept_html(text) if len(text) <= LONGEST_KEPT else _html(text)
+    return plain_html(text) if html is None else html
 
 
 def _html(text: str) -> Markup | None:

@@ -8,12 +8,14 @@ scripts and in emoji, variation selectors after what they select. Homoglyphs are
 
 import re
 import unicodedata
-from functools import cache
+from functools import cache, lru_cache
 
 from markupsafe import Markup, escape
 
 MAX_SHOWN = 200_000
-"""Characters of a text that a page carries at once."""
+"""Characters of a text that are shown at once."""
+MOST_CARRIED = 600_000
+"""Characters of a text that a page carries, those that are folded included."""
 MOST_SIGNS = 2_000
 """Signs of a paragraph that are elements; further ones are words, as a browser takes minutes for 100,000 elements."""
 MAX_NAME = 80
@@ -48,13 +50,13 @@ NAMES = {"Cc": "CONTROL CHARACTER", "Cs": "HALF OF A SURROGATE PAIR"}
 """What Unicode gives no name."""
 
 
-def plain_html(text: str, start: int = 0) -> Markup:
-    """A text as it is, from the character `start` on, at most MAX_SHOWN characters and a note of what is cut.
+def plain_html(text: str) -> Markup:
+    """A text as it is; what is more than MAX_SHOWN characters is one `Show more` away, piece by piece.
 
     Every line takes its direction from its own letters (`dir="auto"` on `pre`).
     """
-    end = min(start + MAX_SHOWN, len(text))
-    return plain_block(escaped(text, start, end)) + cut_note(end, len(text))
+    end = min(MAX_SHOWN, len(text))
+    return plain_block(escaped(text, 0, end)) + rest_html(text, end)
 
 
 def plain_block(content: Markup) -> Markup:
@@ -62,14 +64,26 @@ def plain_block(content: Markup) -> Markup:
     return Markup('<pre class="plain-text" dir="auto">\n{}</pre>').format(content)
 
 
+def rest_html(text: str, shown: int) -> Markup:
+    """What follows the characters that are shown, plain and folded: elements that open by keys and need no script.
+
+    A browser lays out nothing that is folded. The words of the button are in `text.css`, in the language of the page.
+    """
+    starts = range(shown, min(len(text), MOST_CARRIED), MAX_SHOWN)
+    html = cut_note(max(shown, MOST_CARRIED), len(text))
+    for start in reversed(starts):
+        end = min(start + MAX_SHOWN, MOST_CARRIED, len(text))
+        html = Markup('<details class="text-more"><summary>… {} / {}</summary>{}{}</details>').format(
+            f"{start:,}", f"{len(text):,}", plain_block(escaped(text, start, end)), html
+        )
+    return html
+
+
 def cut_note(shown: int, total: int) -> Markup:
-    """What stands under a text that is cut, without words, for the page to put a button on: plain_html(text, shown)
-    is the next piece."""
+    """What stands, without words, under a text that a page does not carry to its end."""
     if shown >= total:
         return Markup("")
-    return Markup(
-        f'<p class="text-cut" data-shown="{shown}" data-total="{total}">… {shown:,} / {total:,}</p>'
-    )
+    return Markup(f'<p class="text-cut">… {shown:,} / {total:,}</p>')
 
 
 def safe_name(text: str) -> str:
@@ -93,7 +107,9 @@ def escaped(text: str, start: int = 0, end: int | None = None) -> Markup:
     done = start
     for number, found in enumerate(RUN.finditer(text, start, end)):
         sign = _shown(text, found)
-        parts += (escape(text[done : found.start()]), sign if number < MOST_SIGNS else _in_words(sign))
+        if done < found.start():
+            parts.append(escape(text[done : found.start()]))
+        parts.append(sign if number < MOST_SIGNS else _in_words(sign))
         done = found.end()
     return Markup("".join((*parts, escape(text[done:end]))))
 
@@ -141,6 +157,7 @@ def _is_pictogram(character: str) -> bool:
     return character == "\ufe0f" or unicodedata.category(character) in ("So", "Sk")
 
 
+@lru_cache(maxsize=4096)
 def _in_words(sign: str) -> str:
     return re.sub("<span[^>]*>", "[", sign).replace("</span>", "]")
 
