@@ -340,7 +340,7 @@ def test_content_not_paths_enters_the_key(tmp_path):
     assert changed != keys[0]
 
 
-def test_planning_does_not_import_torch(tmp_path):
+def test_planning_imports_neither_torch_nor_a_database(tmp_path):
     import subprocess
     import sys
 
@@ -348,7 +348,7 @@ def test_planning_does_not_import_torch(tmp_path):
         "import sys; sys.path.insert(0, sys.argv[1]);"
         "from small import small; from prefloop import cli, pipeline; from prefloop.store import Workspace;"
         "from pathlib import Path; pipeline.plan(small(), Workspace(Path(sys.argv[2])));"
-        "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+        "print([name for name in ('torch', 'transformers', 'datasets', 'sqlalchemy') if name in sys.modules])"
     )
     out = subprocess.run(
         [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)],

@@ -4,6 +4,7 @@ How a run is drawn is in `screen.py`. Commands other than `run`, `quickstart`, `
 """
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -27,8 +28,10 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from typer.core import TyperGroup
+from typer.main import get_group
 
-from prefloop import __version__, config, labelling, pipeline
+from prefloop import __version__, config, pipeline
 from prefloop.config import Experiment
 from prefloop.interfaces import InputError, PrefloopError, Waiting
 from prefloop.interfaces import Progress as Report
@@ -51,7 +54,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-app.add_typer(labelling.app, name="label")
 INTERRUPTED = 130
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 """Between two looks at a label store."""
@@ -76,6 +78,34 @@ RunName = Annotated[
     str | None, typer.Argument(help="Name of the run; left out, the latest.", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
+
+
+class LabelCommands(TyperGroup):
+    """`prefloop label ...`, imported when it is asked for: a label store takes as long to import as all the rest."""
+
+    @property
+    def commands(self) -> MutableMapping[str, Any]:
+        return label_commands()
+
+    @commands.setter
+    def commands(self, none_yet: MutableMapping[str, Any]) -> None:
+        """Typer sets what it knows, which is nothing."""
+
+
+@functools.cache
+def label_commands() -> MutableMapping[str, Any]:
+    from prefloop import labelling
+
+    return get_group(labelling.app).commands
+
+
+label = typer.Typer(
+    cls=LabelCommands,
+    help="People's labels: serve the labelling app, see how far they are, take labels in and out, decide about rounds.",
+    epilog="Example: `prefloop label serve --demo`. For a run that waits: `prefloop label serve`, then run with `--wait`.",
+    no_args_is_help=True,
+)
+app.add_typer(label, name="label")
 
 
 def main() -> None:

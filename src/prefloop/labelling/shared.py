@@ -16,12 +16,7 @@ from prefloop.labels.people import Person, add_person, find_person, join_project
 from prefloop.labels.schema import project
 from prefloop.stages.people import STORE_VARIABLE, default_store
 
-app = typer.Typer(
-    help="People's labels: serve the labelling app, see how far they are, take labels in and out, decide about rounds.",
-    epilog="Example: `prefloop label serve --demo`. For a run that waits: `prefloop label serve`, then run with `--wait`.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-)
+app = typer.Typer(rich_markup_mode="markdown")
 
 StoreOption = Annotated[
     str | None,
