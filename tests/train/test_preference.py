@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,15 +84,35 @@ def test_an_objective_falls_in_training_and_does_not_depend_on_microbatches_or_s
         assert found == pytest.approx(whole, abs=2e-4, rel=2e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dpo", "aot", "bco_pair", "kto", "plackett_luce"])
-def test_two_processes_give_the_losses_of_one(tiny_model, tmp_path, kind):
-    options = {"objective": {"kind": kind}, "epochs": 2, "batch_size": 3}
-    alone = losses(tiny_model, tmp_path / "one", **options)
+SPREAD = ("dpo", "aot", "bco_pair", "kto", "plackett_luce")
+
+
+def train_policies(jobs: tuple[PolicyJob, ...], progress) -> dict[str, float]:
+    for one in jobs:
+        train_policy(one, progress)
+    return {}
+
+
+@pytest.fixture(scope="module")
+def in_two_processes(tiny_model, tmp_path_factory) -> Path:
+    """Folders of one training for each objective, one after another in the same two processes."""
+    root = tmp_path_factory.mktemp("two")
     runtime = RuntimeSection(device="cpu", num_processes=2, threads=1)
-    both = job(tiny_model, tmp_path / "two", runtime=runtime, **options)
-    run_job(train_policy, both, runtime, no_progress)
-    assert [row["train/loss"] for row in metrics(tmp_path / "two")] == pytest.approx(alone, abs=1e-5)
+    jobs = (job(tiny_model, root / kind, runtime=runtime, **spread_options(kind)) for kind in SPREAD)
+    run_job(train_policies, tuple(jobs), runtime, no_progress)
+    return root
+
+
+def spread_options(kind: str) -> dict:
+    return {"objective": {"kind": kind}, "epochs": 2, "batch_size": 3}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SPREAD)
+def test_two_processes_give_the_losses_of_one(tiny_model, tmp_path, in_two_processes, kind):
+    alone = losses(tiny_model, tmp_path / "one", **spread_options(kind))
+    found = [row["train/loss"] for row in metrics(in_two_processes / kind)]
+    assert found == pytest.approx(alone, abs=1e-5)
 
 
 def test_a_ranking_is_one_row_of_its_completions(tiny_model):
