@@ -241,9 +241,9 @@ def test_a_missing_score_column_is_named(tmp_path: Path):
 
 def test_builtin_tales_are_read_without_a_file():
     for read, made in (
-        (read_prompts, tales.prompts()),
-        (read_demonstrations, tales.demonstrations()),
-        (read_texts, tales.texts()),
+        (read_prompts, tales.prompts(20)),
+        (read_demonstrations, tales.demonstrations(20)),
+        (read_texts, tales.texts(20)),
     ):
         kind = read.__name__.removeprefix("read_")
         loaded = read(SourceSection(path=f"builtin:tales/{kind}", limit=10))

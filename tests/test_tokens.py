@@ -145,7 +145,7 @@ def test_the_view_shows_what_is_trained_and_that_all_agrees(tmp_path):
     x = small()
     samples, checks = seen(x, tmp_path)
     assert list(samples) == ["a demonstration of sft.data", "sampled from the model as it is before training"]
-    demonstration = tales.demonstrations()[0]
+    demonstration = tales.demonstrations(1)[0]
     pieces = samples["a demonstration of sft.data"].pieces
     trained = "".join(one.text for one in pieces if one.trained)
     assert trained == demonstration.messages[-1].content + "<|end|>"

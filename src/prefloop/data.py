@@ -5,7 +5,7 @@ Every row that does not come out is counted under a short reason. Bad rows stop 
 (`unequal_prompts`) are in order in any large data set and are always dropped and counted.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -176,10 +176,10 @@ def _key(record: Prompt | Demonstration | Text | PreferencePair | Group) -> str:
     return record.prompt.id if isinstance(record, Group) else record.id
 
 
-def _builtin(source: SourceSection, wanted: str, make: Callable[[], Iterable[R]]) -> Loaded[R]:
+def _builtin(source: SourceSection, wanted: str, make: Callable[[int | None], list[R]]) -> Loaded[R]:
     if source.path != BUILTIN + wanted:
         raise InputError(f"{source.path}: {BUILTIN}{wanted} is wanted here; built in are {_builtin_names()}")
-    made = list(islice(make(), source.limit))
+    made = make(source.limit)
     rows = list({_key(row): row for row in reversed(made)}.values())[::-1]
     return Loaded(rows, len(made), tally(["duplicate"] * (len(made) - len(rows))), "builtin")
 

@@ -111,7 +111,7 @@ def _generates() -> Finding:
     runtime = RuntimeSection()
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
-        make_tiny_model([one.text for one in tales.texts()[:100]], model, seed=0)
+        make_tiny_model([one.text for one in tales.texts(100)], model, seed=0)
         options = GenerateSection(num_completions=2, max_new_tokens=4)
         policy = load_policy(model, runtime)
         generator = hf_generator(

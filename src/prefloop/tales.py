@@ -104,20 +104,20 @@ class Cast:
         }  # fmt: skip
 
 
-def prompts() -> list[Prompt]:
-    """Requests for a tale, each about another cast, in a fixed shuffled order."""
+def prompts(limit: int | None = None) -> list[Prompt]:
+    """Requests for a tale, each about another cast, in a fixed shuffled order; of these and all below the first `limit`."""
     return [
         Prompt.of((Message(role="user", content=text),), source=f"builtin:{VERSION}")
-        for text in itertools.islice(_requests(random.Random("prompts")), NUM_PROMPTS)
+        for text in itertools.islice(_requests(random.Random("prompts")), _number(NUM_PROMPTS, limit))
     ]
 
 
-def demonstrations() -> list[Demonstration]:
+def demonstrations(limit: int | None = None) -> list[Demonstration]:
     """Requests with a tale of mixed morals, about other casts than `prompts`."""
     rng = random.Random("demonstrations")
     requests = itertools.islice(_requests(random.Random("prompts")), NUM_PROMPTS, None)
     rows = []
-    for request in itertools.islice(itertools.cycle(requests), NUM_DEMONSTRATIONS):
+    for request in itertools.islice(itertools.cycle(requests), _number(NUM_DEMONSTRATIONS, limit)):
         cast = read_prompt(request)
         assert cast is not None, "the grammar reads what it writes"
         messages = (
@@ -128,14 +128,18 @@ def demonstrations() -> list[Demonstration]:
     return rows
 
 
-def texts() -> list[Text]:
+def texts(limit: int | None = None) -> list[Text]:
     """Tales without a request, for language modelling and for the tokenizer."""
     rng = random.Random("texts")
     rows = []
-    for _ in range(NUM_TEXTS):
+    for _ in range(_number(NUM_TEXTS, limit)):
         tale = write_tale(Cast(rng.choice(list(HEROES)), rng.choice(ANIMALS), rng.choice(THINGS)), rng)
         rows.append(Text(id=content_id(tale), text=tale, source=f"builtin:{VERSION}"))
     return rows
+
+
+def _number(there_are: int, limit: int | None) -> int:
+    return there_are if limit is None else min(limit, there_are)
 
 
 def write_tale(cast: Cast, rng: random.Random) -> str:

@@ -53,7 +53,7 @@ def test_math_rule_without_a_reference_answer_names_the_prompt():
 def test_tales_rules_prefer_a_kind_tale_about_the_hero_to_noise():
     from prefloop import tales
 
-    prompt, demonstration = tales.prompts()[0], tales.demonstrations()[0]
+    prompt, demonstration = tales.prompts()[0], tales.demonstrations(1)[0]
     prompt = Prompt.of(demonstration.messages[:-1])
     group = Group(
         prompt=prompt,

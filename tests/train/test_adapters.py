@@ -33,7 +33,7 @@ def sft(tiny_model, out, **options) -> dict[str, torch.Tensor]:
     out.mkdir(exist_ok=True)
     job = SftJob(
         start=tiny_model,
-        demonstrations=tuple(tales.demonstrations()[:8]),
+        demonstrations=tuple(tales.demonstrations(8)),
         texts=(),
         options=SftSection(
             **{"learning_rate": 1e-2, "batch_size": 4, "epochs": 2, "max_length": 64, **options}

@@ -61,7 +61,7 @@ def sft_job(tiny_model: Path, out: Path, runtime: RuntimeSection, **options) -> 
     usual = {"learning_rate": 1e-3, "batch_size": 5, "epochs": 2.5, "max_length": 128, "ema_decay": 0.8}
     return SftJob(
         start=tiny_model,
-        demonstrations=tuple(tales.demonstrations()[:12]),
+        demonstrations=tuple(tales.demonstrations(12)),
         texts=(),
         options=SftSection(**{**usual, **options}),
         dtype="float32",

@@ -201,7 +201,7 @@ def test_a_killed_language_model_ends_in_the_same_bytes(tiny_model, tmp_path, na
         (tmp_path / folder).mkdir(exist_ok=True)
         job = SftJob(
             start=tiny_model,
-            demonstrations=tuple(tales.demonstrations()[:8]),
+            demonstrations=tuple(tales.demonstrations(8)),
             texts=(),
             options=SftSection(
                 **{"learning_rate": 1e-3, "batch_size": 4, "epochs": 2, "max_length": 64, **options}

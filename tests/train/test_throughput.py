@@ -175,7 +175,7 @@ def test_training_logs_its_speed_and_keeps_it_out_of_its_figures(tiny_model, tmp
         (tmp_path / name).mkdir()
         job = SftJob(
             start=tiny_model,
-            demonstrations=tuple(tales.demonstrations()[:8]),
+            demonstrations=tuple(tales.demonstrations(8)),
             texts=(),
             options=SftSection(learning_rate=1e-3, batch_size=4, max_length=64),
             dtype="float32",

@@ -236,7 +236,7 @@ def test_only_the_last_answer_and_its_terminator_carry_loss(tiny_model):
 
 
 def test_text_makes_up_its_share_of_the_rows():
-    texts = tales.texts()[:10]
+    texts = tales.texts(10)
     assert len(draw_texts(texts, 80, 0.2, seed=0)) == 20
     assert draw_texts(texts, 0, 0.2, seed=0) == texts
     assert draw_texts((), 80, 0.2, seed=0) == []
@@ -245,7 +245,7 @@ def test_text_makes_up_its_share_of_the_rows():
 def test_fine_tuning_lowers_the_loss_and_stops_where_it_should(tiny_model, tmp_path):
     job = SftJob(
         start=tiny_model,
-        demonstrations=tuple(tales.demonstrations()[:64]),
+        demonstrations=tuple(tales.demonstrations(64)),
         texts=(),
         options=SftSection(learning_rate=3e-3, batch_size=4, epochs=5, max_length=256),
         dtype="float32",
