@@ -369,7 +369,8 @@ def test_generation_goes_on_with_other_batches_after_a_kill(tmp_path, monkeypatc
     monkeypatch.setattr(prefloop.generate.hf, "BATCHES_AT_ONCE", 1)
 
     def sampled(workspace: Workspace, rows: int) -> list[list[tuple[int, ...]]]:
-        x = small(f"runtime.generation_rows={rows}", f"generate.search={search}")
+        short = ("loop.batches=1", "loop.gate.metric=none", "evaluate.num_prompts=0", "policy.max_steps=1")
+        x = small(f"runtime.generation_rows={rows}", f"generate.search={search}", *short)
         entries = pipeline.run(x, workspace, Watcher())
         groups = read_records(of(entries, "generate")[0].artefact.path / "groups.jsonl", Group)
         return [[one.token_ids for one in group.completions] for group in groups]
