@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 
+# Tests of one file stay together until a worker has none left; more workers than this gain little and need 1 GB each.
+WORKERS ?= -n logical --maxprocesses 4 --dist worksteal
+
 # The CPU build of torch: without it, pip on Linux downloads several gigabytes of CUDA libraries.
 TORCH_CPU ?= torch==2.13.0+cpu
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -33,7 +36,7 @@ install: $(VENV)/.installed ## Install prefloop into .venv
 dev: $(VENV)/.installed-dev ## Install what contributors need as well
 
 test: dev ## Run the tests; PYTEST_ARGS="-k store" chooses some
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 test-deepspeed: dev ## Run the tests that need DeepSpeed, which stays outside the environment
 	$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/deepspeed $(DEEPSPEED)

@@ -1,6 +1,7 @@
 """Imports point down: the floors of docs/architecture.md, checked in the code."""
 
 import ast
+import functools
 import itertools
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def room_of(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
+@functools.cache
 def imports(path: Path, *, top_only: bool) -> list[str]:
     tree = ast.parse(path.read_text())
     nodes = tree.body if top_only else list(ast.walk(tree))

@@ -25,7 +25,7 @@ class FakeServer:
 
     def start(self) -> None:
         self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 150
         while not self._answers():
             assert self.process.poll() is None and time.monotonic() < deadline, (
                 "the fake server does not start"
