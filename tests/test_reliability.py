@@ -44,7 +44,7 @@ def start(args: list[str]) -> subprocess.Popen[str]:
 
 
 def finish(args: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(args, env=environment(), capture_output=True, text=True, timeout=240)
+    return subprocess.run(args, env=environment(), capture_output=True, text=True, timeout=480)
 
 
 def digests(workspace: Path) -> dict[str, str]:
@@ -100,7 +100,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_continue(tmp_path, uninterrupted):
     while not list(artefacts.glob("sft-*")):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Finished work is kept" in errors
     assert "prefloop run" in errors
@@ -112,7 +112,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_continue(tmp_path, uninterrupted):
 def test_two_runs_on_one_workspace_do_not_disturb_each_other(tmp_path, uninterrupted):
     args = command(tmp_path)
     both = [start(args), start(args)]
-    outputs = [process.communicate(timeout=240) for process in both]
+    outputs = [process.communicate(timeout=480) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert digests(tmp_path / "workspace") == uninterrupted
 

@@ -253,11 +253,11 @@ def test_rows_before_a_failure_are_yielded_and_not_asked_again(server, judge):
 
 
 def test_a_slow_server_times_out(server, judge):
-    server.answer = lambda body: time.sleep(1.0) or said("[[A]]")
+    server.answer = lambda body: time.sleep(2.0) or said("[[A]]")
     start = time.monotonic()
     with pytest.raises(Unavailable, match=r"nothing within 0.2 s"):
         list(judge(timeout_s=0.2, retries=0, both_orders=False).compare([task()]))
-    assert time.monotonic() - start < 0.9
+    assert time.monotonic() - start < 1.9
 
 
 def test_no_server_at_all_is_unavailable(judge):

@@ -5,7 +5,7 @@ import json
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefloop.annotate.math_answer import final_answer, grade, same_answer
@@ -98,16 +98,17 @@ def test_different_answers_are_different_in_both_directions(one, other):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_answers_are_wrong_at_once(text):
-    start = time.perf_counter()
+    start = time.process_time()
     assert grade(text, "7") < 0
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 @given(st.text(alphabet="0129x^{}()[]|!+-*/\\_,.% fracsqtloginep", max_size=80))
+@settings(deadline=None)  # a second of computing is the limit, however busy the machine
 def test_no_text_raises_or_takes_long(text):
-    start = time.perf_counter()
+    start = time.process_time()
     grade(text, "x + 1")
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 def test_the_last_box_counts_and_its_braces_may_nest():

@@ -135,9 +135,9 @@ def test_of_experts_only_those_that_a_token_goes_through_count():
 
 def test_the_machine_is_measured_once_and_quickly():
     matmul_rate(CPU, "float32")
-    started = time.perf_counter()
+    started = time.process_time()
     assert matmul_rate(CPU, "float32") == matmul_rate(CPU, "float32") > 1e8
-    assert time.perf_counter() - started < 0.01
+    assert time.process_time() - started < 0.01
 
 
 def test_metrics_by_hand():

@@ -44,7 +44,7 @@ def open_page(browser, site) -> Iterator[Any]:
 
     def opened(token: str, path: str, *, viewport: dict[str, int] = DESKTOP, **about: Any) -> Any:
         context = browser.new_context(viewport=viewport, reduced_motion="reduce", **about)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(30_000)
         context.add_cookies([{"name": COOKIE, "value": token, "url": site.url}])
         contexts.append(context)
         page = context.new_page()
