@@ -74,8 +74,8 @@ def cluster(*, settings: Sequence[str] = ()) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def new_database(server_url: str, name: str) -> Iterator[str]:
-    """A database of this name, dropped afterwards; yields its URL."""
+def new_database(server_url: str, name: str, *, template: str = "template1") -> Iterator[str]:
+    """A database of this name, a copy of `template`, dropped afterwards; yields its URL."""
     import sqlalchemy as sa
 
     from prefloop.labels.database import database_url
@@ -83,7 +83,7 @@ def new_database(server_url: str, name: str) -> Iterator[str]:
     engine = sa.create_engine(database_url(server_url), isolation_level="AUTOCOMMIT")
     try:
         with engine.connect() as connection:
-            connection.exec_driver_sql(f'CREATE DATABASE "{name}"')
+            connection.exec_driver_sql(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         yield server_url.replace("/postgres?", f"/{name}?")
         with engine.connect() as connection:
             connection.exec_driver_sql(f'DROP DATABASE "{name}" WITH (FORCE)')

@@ -61,10 +61,22 @@ def postgres_url(postgres_server) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def migrated_database(postgres_server) -> Iterator[str]:
+    """The name of a database with an empty store, to be copied."""
+    with postgres.new_database(postgres_server, "migrated") as url:
+        open_database(url).close()
+        yield "migrated"
+
+
 @pytest.fixture
-def postgres_store(postgres_url) -> Iterator[SmallStore]:
+def postgres_store(postgres_server, migrated_database) -> Iterator[SmallStore]:
     """An empty PostgreSQL store with a clock of its own."""
-    with SmallStore.at(postgres_url) as opened:
+    name = f"labels_{next(_numbers)}"
+    with (
+        postgres.new_database(postgres_server, name, template=migrated_database) as url,
+        SmallStore.at(url) as opened,
+    ):
         yield opened
 
 
