@@ -27,9 +27,9 @@ class FakeServer:
         self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 150
         while not self._answers():
-            assert self.process.poll() is None and time.monotonic() < deadline, (
-                "the fake server does not start"
-            )
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError("the fake server does not start")
             time.sleep(0.02)
 
     def _answers(self) -> bool:
