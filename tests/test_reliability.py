@@ -63,7 +63,7 @@ def uninterrupted(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_run_killed_at_25_moments_ends_in_the_same_artefacts(tmp_path, uninterrupted):
     args = command(tmp_path)
     artefacts = tmp_path / "workspace" / "artefacts"
