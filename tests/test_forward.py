@@ -80,7 +80,7 @@ def test_collisions_are_the_log_of_the_summed_squared_probabilities(tiny_model, 
     expected = (probabilities**2).sum(-1).log()[len(prompt) - 1 : -1]
     module = LogpsModule(model, pad_id=0, runtime=runtime)
     batch = collate([TokenGroup(prompt, (completion,))], share=module.shares, pad_id=0, device=CPU)
-    torch.testing.assert_close(module(batch, collisions=True)[1], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(module(batch, beside="collisions")[1], expected, rtol=0, atol=1e-5)
 
 
 def test_a_new_reward_model_scores_everything_zero_and_reads_the_last_token(tiny_model, runtime, tmp_path):

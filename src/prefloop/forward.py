@@ -7,7 +7,7 @@ so that the whole matrix of logits never exists. Knows nothing about losses or w
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from prefloop.attention import SHARED, SHARED_FLEX
 from prefloop.batches import Batch, TokenGroup, collate, microbatches, tokens_at_once
 from prefloop.config import RuntimeSection
 from prefloop.lean import make_lean
+from prefloop.losses import entropy
 from prefloop.modeling import reward_notes
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,10 @@ PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 SHAREABLE_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
+Beside = Literal["collisions", "entropies"]
+"""What else can be told of a next-token distribution: log Σ p², a constant, or its entropy, with a gradient."""
+
+
 class LogpsModule(nn.Module):
     """A causal language model that gives the log-probability of every completion token."""
 
@@ -43,12 +48,12 @@ class LogpsModule(nn.Module):
         self.own_head = _head_is_plain(model, pad_id, shares=self.shares)
         self.model: Any = model
 
-    def forward(self, batch: Batch, *, collisions: bool = False) -> Any:
-        """Log-probabilities [t] of `batch.targets`, float32; with `collisions` also log Σ p² [t] at the same places."""
-        logps, squares = self._logps(batch, collisions)
-        return (logps, squares) if collisions else logps
+    def forward(self, batch: Batch, *, beside: "Beside | None" = None) -> Any:
+        """Log-probabilities [t] of `batch.targets`, float32; with `beside` also another figure [t] of the same places."""
+        logps, others = self._logps(batch, beside)
+        return logps if beside is None else (logps, others)
 
-    def _logps(self, batch: Batch, wanted: bool) -> tuple[Tensor, Tensor]:
+    def _logps(self, batch: Batch, wanted: "Beside | None") -> tuple[Tensor, Tensor]:
         model = plain(self.model)
         if not self.own_head:
             return _picked(_own_logits(model, batch), batch.targets, wanted)
@@ -85,6 +90,15 @@ class ScoresModule(nn.Module):
         """Scores [C], float32."""
         model: Any = plain(self.model)
         return scaled(model.score(hidden_states(model, batch)[batch.ends])[:, 0].float(), model)
+
+
+class ValuesModule(ScoresModule):
+    """A critic: what a reward model says before every token of a completion."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Values [t] of the states before `batch.targets`, float32."""
+        model: Any = plain(self.model)
+        return scaled(model.score(hidden_states(model, batch)[batch.predictors])[:, 0].float(), model)
 
 
 def scaled(scores: Tensor, model: Any) -> Tensor:
@@ -165,10 +179,12 @@ def _rows_in_cache(logits: Tensor) -> Iterator[slice]:
         yield slice(start, start + number)
 
 
-def _picked(logits: Tensor, targets: Tensor, collisions: bool) -> tuple[Tensor, Tensor]:
+def _picked(logits: Tensor, targets: Tensor, beside: Beside | None) -> tuple[Tensor, Tensor]:
     logps, normaliser = _Picked.apply(logits, targets)  # type: ignore[misc]
-    if not collisions:
+    if beside is None:
         return logps, torch.zeros_like(logps)
+    if beside == "entropies":
+        return logps, entropy(logits)
     with torch.no_grad():
         return logps, (2 * (logits.float() - normaliser.unsqueeze(-1))).logsumexp(-1)
 
@@ -279,12 +295,19 @@ def all_token_logps(
     module: LogpsModule, groups: Sequence[TokenGroup], runtime: RuntimeSection
 ) -> list[list[Tensor]]:
     """Log-probabilities of every completion's tokens, float32 on the CPU: a tensor for each completion of each group."""
+    return of_each(module, groups, lambda batch: _by_completion(module(batch), batch), runtime)
 
-    def measure(batch: Batch) -> list[Tensor]:
-        counts = torch.bincount(batch.completion_of, minlength=len(batch.lengths))
-        return list(module(batch).cpu().split(counts.tolist()))
 
-    return of_each(module, groups, measure, runtime)
+def all_values(
+    module: ValuesModule, groups: Sequence[TokenGroup], runtime: RuntimeSection
+) -> list[list[Tensor]]:
+    """A critic's values before every completion's tokens, float32 on the CPU: a tensor for each completion."""
+    return of_each(module, groups, lambda batch: _by_completion(module(batch), batch), runtime)
+
+
+def _by_completion(values: Tensor, batch: Batch) -> list[Tensor]:
+    counts = torch.bincount(batch.completion_of, minlength=len(batch.lengths))
+    return list(values.cpu().split(counts.tolist()))
 
 
 def all_sequence_logps(

@@ -49,7 +49,7 @@ def online_loop(x: Experiment, do: Planner) -> Artefact:
     reward, reward_data = first_reward(x, do, reference, prompts, sizes)
     start = measure(x, do, reference, prompts, reference, reward)
     policy, measured, collected = reference, start, ()
-    for i in range(max(x.loop.iterations, 1 if offline else 0)):
+    for i in range(max(x.loop.iterations, 1 if offline or x.rl else 0)):
         do.iteration = i
         batches = [b for b in x.loop.batches_of(i) if sizes[1 + b]] if x.loop.batches else []
         if x.loop.batches and not batches:
@@ -57,11 +57,17 @@ def online_loop(x: Experiment, do: Planner) -> Artefact:
         new = tuple(collect(x, do, policy, prompts, reward, sizes, b, version=i) for b in batches)
         collected = (*collected, *new)
         pairs = (*offline, *(one.pairs for one in (collected if x.policy.data == "accumulated" else new)))
-        candidate = train(x, do, policy, reference, pairs, i)
-        after = measure(x, do, candidate, prompts, reference, reward, start, measured)
         reward_data = (*reward_data, *(one.labelled for one in new if one.labelled is not None))
+        learned = reward
         if reward is not None and x.reward.learns_from_labels and new and x.loop.refreshes_reward_after(i):
-            reward = refreshed_reward(x, do, reference, reward, reward_data)
+            learned = refreshed_reward(x, do, reference, reward, reward_data)
+        if x.rl is not None:  # what is optimised knows the newest labels
+            reward = learned
+            candidate = reinforce(x, do, policy, reference, reward, prompts, sizes, i)
+        else:
+            candidate = train(x, do, policy, reference, pairs, i)
+        after = measure(x, do, candidate, prompts, reference, reward, start, measured)
+        reward = learned
         policy, measured = gate(x, do, candidate, policy, (after, measured), prompts, reference, reward)
     do.iteration = None
     return policy
@@ -171,6 +177,24 @@ def train(
             x, start, references.get(x.policy.reference), pairs, version=iteration, batches=batches
         )
     )
+
+
+def reinforce(
+    x: Experiment,
+    do: Planner,
+    policy: Artefact,
+    reference: Artefact,
+    reward: Artefact | None,
+    prompts: Artefact | None,
+    sizes: Sequence[int],
+    iteration: int,
+) -> Artefact:
+    """The next policy by reinforcement, on prompts that no label batch has."""
+    assert x.rl is not None and prompts is not None, "checked when the experiment was read"
+    drawn = do(stages.draw_prompts(x, prompts, sum(sizes), x.rl.num_prompts), "rl prompts")
+    start = policy if x.rl.start == "previous" else reference
+    near = policy if x.rl.reference == "previous" else reference
+    return do(stages.reinforce(x, start, near, reward, drawn, version=iteration))
 
 
 def measure(

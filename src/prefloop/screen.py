@@ -103,7 +103,7 @@ def summary(artefact: Artefact) -> str:
             f"{stats.get('parameters', '')} {stats.get('architecture', 'made from scratch')}".strip()
         ),
         "sft": lambda: _training_summary(stats),
-        "policy": lambda: f"{_training_summary(stats)}, {stats['pairs']} pairs",
+        "policy": lambda: _policy_summary(stats),
         "reward": lambda: _reward_summary(stats),
         "generate": lambda: (
             f"{stats['num_completions']} completions, {number_text(stats['mean_tokens'])} tokens on average"
@@ -121,6 +121,14 @@ def summary(artefact: Artefact) -> str:
 
 def _training_summary(stats: dict[str, Any]) -> str:
     return f"{stats['steps']} steps, loss {stats['loss_first']:.3f} → {stats['loss_last']:.3f}"
+
+
+def _policy_summary(stats: dict[str, Any]) -> str:
+    if "algorithm" not in stats:
+        return f"{_training_summary(stats)}, {stats['pairs']} pairs"
+    kl = "" if stats["kl"] is None else f", {stats['kl']:.2f} nats from the reference"
+    score = f"score {stats['score_first']:.3f} → {stats['score_last']:.3f}"
+    return f"{stats['steps']} steps of {stats['algorithm']}, {score}{kl}"
 
 
 def _reward_summary(stats: dict[str, Any]) -> str:

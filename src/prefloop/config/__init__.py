@@ -102,12 +102,14 @@ from prefloop.config.reward import (
     ScalarReward,
     SparrowReward,
 )
+from prefloop.config.rl import AlgorithmSection, CriticSection, RlSection
 from prefloop.config.runtime import RuntimeSection
 from prefloop.config.section import NOT_HASHED, Section
 from prefloop.config.source import DataFormat, Model, ModelSection, Source, SourceSection
 from prefloop.config.training import (
     AnswerTrainingSection,
     LoraSection,
+    OptimizerSection,
     PolicySection,
     ReferenceSyncSection,
     SftSection,
@@ -115,6 +117,10 @@ from prefloop.config.training import (
 )
 
 __all__ = [
+    "AlgorithmSection",
+    "CriticSection",
+    "RlSection",
+    "OptimizerSection",
     "AnnotateSection",
     "Annotator",
     "AnswerTrainingSection",

@@ -18,6 +18,7 @@ from prefloop.config.annotate import (
 from prefloop.config.generate import GenerateSection
 from prefloop.config.loop import EvaluateSection, LoopSection
 from prefloop.config.reward import RewardSection
+from prefloop.config.rl import RlSection
 from prefloop.config.runtime import RuntimeSection
 from prefloop.config.section import Section
 from prefloop.config.source import Model, ModelSection, Source
@@ -48,6 +49,8 @@ class Experiment(Section):
     """From judgements to pairs."""
     policy: PolicySection = PolicySection()
     """Training the policy."""
+    rl: RlSection | None = None
+    """Training the policy by reinforcement, in place of `policy`; left out, it learns from pairs."""
     evaluate: EvaluateSection = EvaluateSection()
     """Measuring the policy."""
     loop: LoopSection = LoopSection()
@@ -97,7 +100,7 @@ class Experiment(Section):
                 f"generate.num_completions = {self.generate.num_completions}: people rank at most {MOST_RANKED}; "
                 "sample fewer, or set annotate.annotator.task=pairwise"
             )
-        problem = self._search_problem()
+        problem = self._search_problem() or self._rl_problem()
         if problem is not None:
             raise ValueError(problem)
         if self.reward.seed_prompts and (
@@ -146,6 +149,23 @@ class Experiment(Section):
                 return f"generate.engine.value: reward needs one that scores; {self.reward.objective.kind} compares"
         return None
 
+    def _rl_problem(self) -> str | None:
+        if self.rl is None:
+            return None
+        if uses_loop_reward(self.rl.reward) and not (
+            self.has_reward_model and self.reward.objective.gives_scores
+        ):
+            return (
+                "rl.reward: needs a reward model that scores; set reward.model, reward.data or reward.seed_prompts, "
+                "or name another scorer"
+            )
+        if self.loop.batches and not self.labels_teach_reward:
+            return (
+                "loop.batches: with rl only a reward model learns from labels, and none does; set loop.batches=0, or "
+                "reward.seed_prompts or reward.data and loop.reward_refresh_every"
+            )
+        return None
+
     def _uses_loop_reward(self) -> bool:
         return uses_loop_reward(self.annotate.annotator)
 
@@ -155,7 +175,8 @@ class Experiment(Section):
     @property
     def needs_prompts(self) -> bool:
         """Whether anything is sampled for training or for the gate."""
-        return bool(self.loop.batches or self.reward.seed_prompts or self.loop.gate.metric != "none")
+        gated = self.loop.gate.metric != "none"
+        return bool(self.loop.batches or self.reward.seed_prompts or gated or self.rl is not None)
 
     @property
     def search_uses_reward(self) -> bool:

@@ -1,7 +1,7 @@
 """Training: what every stage shares, supervised fine-tuning, and policies."""
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -32,8 +32,8 @@ ADAM_BETAS = (0.9, 0.999)
 INERT_BETAS: dict[str, Any] = {"inert": ADAM_BETAS}
 
 
-class TrainingSection(Section):
-    """What every training stage shares: an optimiser, a schedule with warm-up, clipping and an effective batch."""
+class OptimizerSection(Section):
+    """What every training stage shares: an optimiser, a schedule with warm-up, clipping, and which weights are trained."""
 
     optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field(
         default="adamw", json_schema_extra={"inert": "adamw"}
@@ -43,12 +43,6 @@ class TrainingSection(Section):
     """Decay of AdamW's running means of the gradient and of its square."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate; adafactor multiplies it by the root mean square of each weight matrix."""
-    epochs: float = Field(default=1.0, gt=0)
-    """Passes over the data."""
-    max_steps: int | None = Field(default=None, ge=1)
-    """Stop after this many optimiser steps, whatever `epochs` says; data is repeated when it runs out."""
-    batch_size: int = Field(default=128, ge=1)
-    """Rows (pairs, for preferences) in one optimiser step, over all devices; microbatches follow from it."""
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
     """Share of the steps over which the learning rate rises from 0."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -63,17 +57,20 @@ class TrainingSection(Section):
     """Save the exponential moving average of the weights, which keeps this share a step (InstructGPT used 0.992)."""
     frozen_layers: int = Field(default=0, ge=0, json_schema_extra={"inert": 0})
     """The first layers and the embeddings stay as they are; with tied embeddings the output embedding too. 0 for none."""
-    max_length: int = Field(default=2048, ge=8)
-    """Prompt + completion in tokens; longer rows are cut as `truncation` says, and counted."""
     lora: LoraSection | None = None
     """Low-rank adapters; leave out to train all weights."""
 
     @model_validator(mode="after")
-    def _optimizer_reads_its_keys(self) -> "TrainingSection":
+    def _optimizer_reads_its_keys(self) -> Self:
         problem = next(self._unread_keys(), None)
         if problem is not None:
             raise ValueError(problem)
         return self
+
+    @property
+    def rates_by_prefix(self) -> Mapping[str, float]:
+        """Learning rates of weights whose names begin so; all others have `learning_rate`."""
+        return {}
 
     def _unread_keys(self) -> Iterator[str]:
         """Keys whose values nothing would read, and what to do."""
@@ -81,6 +78,19 @@ class TrainingSection(Section):
             yield f"min_learning_rate_ratio: {self.schedule} does not read it; use schedule cosine, or leave it out"
         if self.optimizer == "adafactor" and self.adam_betas != ADAM_BETAS:
             yield "adam_betas: adafactor has none; leave it out"
+
+
+class TrainingSection(OptimizerSection):
+    """Training on rows that are there before it begins: how often, how many at once, and how long they may be."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after this many optimiser steps, whatever `epochs` says; data is repeated when it runs out."""
+    batch_size: int = Field(default=128, ge=1)
+    """Rows (pairs, for preferences) in one optimiser step, over all devices; microbatches follow from it."""
+    max_length: int = Field(default=2048, ge=8)
+    """Prompt + completion in tokens; longer rows are cut as `truncation` says, and counted."""
 
 
 class AnswerTrainingSection(TrainingSection):

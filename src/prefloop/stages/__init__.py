@@ -9,6 +9,7 @@ from prefloop.stages.measures import decided, evaluate, promote
 from prefloop.stages.models import base_model, sft, train_policy
 from prefloop.stages.people import decisions
 from prefloop.stages.prompts import all_prompts, draw_prompts, invent_prompts, prompts
+from prefloop.stages.reinforce import reinforce
 from prefloop.stages.rewards import import_preferences, import_reward, promote_reward, reward_model
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "promote",
     "promote_reward",
     "prompts",
+    "reinforce",
     "reward_model",
     "select_pairs",
     "sft",

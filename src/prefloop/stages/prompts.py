@@ -15,7 +15,8 @@ from prefloop.store import Artefact, Build, Stage, read_records, tally, write_ro
 def prompts(x: Experiment) -> Stage:
     """Training, gate and evaluation prompts: deduplicated, disjoint, in the order in which they will be used."""
     gate = x.loop.gate.num_prompts if x.loop.gate.metric != "none" else 0
-    wanted = x.reward.seed_prompts + x.loop.batches * x.loop.prompts_per_batch
+    kept = x.rl.num_prompts if x.rl is not None else 0
+    wanted = x.reward.seed_prompts + x.loop.batches * x.loop.prompts_per_batch + kept
 
     def body(build: Build) -> None:
         train = _prompt_rows(x)
@@ -38,15 +39,15 @@ def prompts(x: Experiment) -> Stage:
                 f"{_prompts_path(x)}: {len(rows)} different prompts are left for training after holding out "
                 f"{len(evaluation)} for evaluation and {gate} for the gate, but the run needs {wanted} "
                 f"(reward.seed_prompts {x.reward.seed_prompts} + loop.batches {x.loop.batches} x "
-                f"loop.prompts_per_batch {x.loop.prompts_per_batch}){lost}"
+                f"loop.prompts_per_batch {x.loop.prompts_per_batch}{f' + rl.num_prompts {kept}' if kept else ''}){lost}"
             )
         unused = len(rows) - wanted
         write_rows(build.path / "train.jsonl", rows[:wanted])
         write_rows(build.path / "gate.jsonl", gated)
         write_rows(build.path / "evaluation.jsonl", evaluation)
-        kept = wanted + len(gated) + (0 if held_out else len(evaluation))
+        used = wanted + len(gated) + (0 if held_out else len(evaluation))
         dropped["not_needed"] += unused
-        build.count(train.rows_in, kept, dropped)
+        build.count(train.rows_in, used, dropped)
         build.stats = {
             "train": wanted,
             "gate": len(gated),

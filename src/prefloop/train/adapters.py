@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from prefloop.config import LoraSection, RuntimeSection, TrainingSection
+from prefloop.config import LoraSection, OptimizerSection, RuntimeSection
 from prefloop.forward import plain
 from prefloop.interfaces import InputError
 from prefloop.lean import LeanLinear
@@ -25,7 +25,7 @@ from prefloop.train.optimizers import require_bitsandbytes
 
 def trainable(
     model: PreTrainedModel,
-    options: TrainingSection,
+    options: OptimizerSection,
     *,
     task: str,
     dtype: str,

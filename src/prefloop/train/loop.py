@@ -6,13 +6,14 @@ or spread over processes. Checkpoints make a killed stage continue to the same w
 """
 
 import contextlib
+import itertools
 import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from prefloop.batches import microbatches, tokens_at_once
-from prefloop.config import RuntimeSection, TrainingSection
+from prefloop.config import OptimizerSection, RuntimeSection, TrainingSection
 from prefloop.interfaces import InputError, PrefloopError, Progress
 from prefloop.store import write_json
 from prefloop.train import checkpoints
@@ -44,6 +45,7 @@ class Task(Generic[Item]):
     """What is trained on: items, what they cost, how much each counts, and the loss."""
 
     items: Sequence[Item]
+    """What is there before training; empty where `made` makes them as it goes."""
     tokens: Callable[[Item], int]
     """Tokens that the model computes for an item."""
     count: Callable[[Item], float]
@@ -61,6 +63,33 @@ class Task(Generic[Item]):
     `load_state_dict`."""
     work: Callable[[Item], Work] | None = None
     """What an item takes, for the metrics of throughput; left out, there are none."""
+    made: "Making[Item] | None" = None
+    """Makes the items of each step while the model is trained, in place of `items`."""
+    move: "Move[Item] | None" = None
+    """Changes weights by the gradient that has been summed up, and takes it from them, before the optimiser changes those
+    that still have one; returns figures."""
+
+
+Made = TypeVar("Made", covariant=True)
+
+
+class Making(Protocol[Made]):
+    """Items that depend on the weights as they are by then: several steps are made of each batch of them."""
+
+    steps_together: int
+    """Steps that are made of one batch; checkpoints lie between batches."""
+
+    def steps(self, done: int) -> Iterator[Sequence[Made] | None]:
+        """The items of each step after `done` steps, which are whole batches; None leaves a step out."""
+        ...
+
+    def figures(self) -> Mapping[str, float]:
+        """What is to be logged about the batch that the last step belongs to, once."""
+        ...
+
+
+Move = Callable[[nn.Module, Mapping[str, nn.Parameter], Sequence[Sequence[Item]]], Metrics]
+"""Called with the trained module, its weights by name, and the microbatches of the step."""
 
 
 @dataclass
@@ -78,7 +107,7 @@ class TrainState:
 class Surroundings:
     """Where a step is computed, and how."""
 
-    options: TrainingSection
+    options: OptimizerSection
     runtime: RuntimeSection
     accelerator: Accelerator
     dtype: str
@@ -98,7 +127,7 @@ def planned_steps(num_items: int, options: TrainingSection) -> int:
 def fit(
     model: nn.Module,
     task: Task[Item],
-    options: TrainingSection,
+    options: OptimizerSection,
     *,
     steps: int,
     seed: int,
@@ -122,17 +151,20 @@ def fit(
     speed = _speed(task, here)
     started = time.monotonic()
     state.spread.module.train()
-    for step, items in enumerate(batches_of(task.items, options, steps=steps, seed=seed)):
-        if step < state.step:
-            continue
-        step_started = time.perf_counter()
-        metrics = update(state, task, items, here)
-        state.step = step + 1
-        state.tokens += sum(map(task.tokens, items))
-        metrics |= speed(items, time.perf_counter() - step_started)
-        log.write({"step": state.step, **metrics, "train/seconds": round(time.monotonic() - started, 3)})
-        progress(state.step, steps, _note(metrics))
-        if state.step % runtime.save_every_steps == 0 and state.step < steps:
+    for items in _steps(task, options, done=state.step, steps=steps, seed=seed):
+        state.step += 1
+        if items is None:
+            state.scheduler.step()
+        else:
+            step_started = time.perf_counter()
+            metrics = update(state, task, items, here)
+            state.tokens += sum(map(task.tokens, items))
+            metrics |= speed(items, time.perf_counter() - step_started)
+            if task.made is not None:
+                metrics |= task.made.figures()
+            log.write({"step": state.step, **metrics, "train/seconds": round(time.monotonic() - started, 3)})
+            progress(state.step, steps, _note(metrics))
+        if _is_due(task, state.step, runtime.save_every_steps) and state.step < steps:
             saved = _save(state, task, here, folder, saved)
     if state.average is not None:
         state.average.write()
@@ -149,6 +181,22 @@ def fit(
         "learning_rate": options.learning_rate,
         **log.first_and_last(),
     }
+
+
+def _steps(
+    task: Task[Item], options: OptimizerSection, *, done: int, steps: int, seed: int
+) -> Iterator[Sequence[Item] | None]:
+    """The items of each step that is still to come; None for one that is left out."""
+    if task.made is not None:
+        return itertools.islice(task.made.steps(done), steps - done)
+    assert isinstance(options, TrainingSection), "items that are there come with how often they are read"
+    return itertools.islice(batches_of(task.items, options, steps=steps, seed=seed), done, None)
+
+
+def _is_due(task: Task[Any], step: int, every: int) -> bool:
+    """Whether a checkpoint is made after this step: every so many steps, or behind the batch in which that is."""
+    together = task.made.steps_together if task.made is not None else 1
+    return step % together == 0 and step // every > (step - together) // every
 
 
 def _start(model: nn.Module, task: Task[Item], here: Surroundings, steps: int) -> TrainState:
@@ -194,12 +242,15 @@ def update(
     means |= {"train/grad_norm": norm, "train/learning_rate": float(state.scheduler.get_last_lr()[0])}
     if not math.isfinite(norm):
         raise _not_finite(state, task, items, means, here)
+    if task.move is not None:
+        moved = task.move(trained, state.spread.weights, [part for part, _ in passes])
+        means |= {f"train/{name}": float(value) for name, value in moved.items()}
     state.spread.step()
     state.scheduler.step()
     if state.average is not None:
         state.average.update()
     if task.after_step is not None:
-        task.after_step(trained, state.step + 1)
+        task.after_step(trained, state.step)
     return means
 
 
@@ -242,6 +293,9 @@ def _speed(task: Task[Item], here: Surroundings) -> Callable[[Sequence[Item], fl
 def _note(metrics: Mapping[str, float]) -> str:
     """What the progress bar says beside the time left."""
     note = f"loss {metrics['train/loss']:.3f}"
+    if "rl/score" in metrics:
+        note = f"score {metrics['rl/score']:.3f}"
+        note += f", KL {metrics['rl/kl']:.2f}" if "rl/kl" in metrics else ""
     if "train/tokens_per_s" in metrics:
         note += (
             f", {metrics['train/tokens_per_s']:,.0f} tokens/s, {metrics['train/matmul_share']:.0%} of matmul rate, "
@@ -269,7 +323,7 @@ def _not_finite(
     if len(offenders) == len(items) > 1:
         where = "every row causes it"
     return PrefloopError(
-        f"step {state.step + 1}: the loss is {means['train/loss']:g} and the gradient norm {means['train/grad_norm']:g}; "
+        f"step {state.step}: the loss is {means['train/loss']:g} and the gradient norm {means['train/grad_norm']:g}; "
         f"{where}. Nothing was changed in this step; lower the learning rate ({here.options.learning_rate:g}), "
         "or remove the rows"
     )

@@ -1,36 +1,46 @@
 """Optimisers, learning-rate schedules, and the moving average of the weights.
 
-Knows what `TrainingSection` says about them; knows nothing about models, data or files.
+Knows what `OptimizerSection` says about them; knows nothing about models, data or files.
 """
 
 import importlib.util
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
-from prefloop.config import TrainingSection
+from prefloop.config import OptimizerSection
 from prefloop.interfaces import InputError
 
 
-def make_optimizer(weights: Sequence[nn.Parameter], options: TrainingSection) -> torch.optim.Optimizer:
-    """The configured optimiser of these weights. Raises InputError where it needs a package that is not installed."""
+def make_optimizer(weights: Mapping[str, nn.Parameter], options: OptimizerSection) -> torch.optim.Optimizer:
+    """The configured optimiser of weights by name. Raises InputError where it needs a package that is not installed."""
     rate, decay = options.learning_rate, options.weight_decay
+    parts = _by_rate(weights, options)
     match options.optimizer:
         case "adamw":
-            return torch.optim.AdamW(
-                weights, lr=rate, betas=options.adam_betas, weight_decay=decay, fused=True
-            )
+            return torch.optim.AdamW(parts, lr=rate, betas=options.adam_betas, weight_decay=decay, fused=True)
         case "adafactor":
-            return torch.optim.Adafactor(weights, lr=rate, weight_decay=decay)
+            return torch.optim.Adafactor(parts, lr=rate, weight_decay=decay)
         case "adamw_8bit":
             require_bitsandbytes("optimizer: adamw_8bit")
             from bitsandbytes.optim import AdamW8bit
 
-            return AdamW8bit(weights, lr=rate, betas=options.adam_betas, weight_decay=decay)
+            return AdamW8bit(parts, lr=rate, betas=options.adam_betas, weight_decay=decay)
+
+
+def _by_rate(weights: Mapping[str, nn.Parameter], options: OptimizerSection) -> list[dict[str, Any]]:
+    """The weights in parts with learning rates of their own, in the order of the weights."""
+    rates = options.rates_by_prefix
+    parts: dict[float | None, list[nn.Parameter]] = {}
+    for name, weight in weights.items():
+        rate = next((rate for prefix, rate in rates.items() if name.startswith(prefix)), None)
+        parts.setdefault(rate, []).append(weight)
+    return [{"params": part} | ({} if rate is None else {"lr": rate}) for rate, part in parts.items()]
 
 
 def require_bitsandbytes(key: str) -> None:
@@ -39,7 +49,7 @@ def require_bitsandbytes(key: str) -> None:
         raise InputError(f"{key} needs bitsandbytes; pip install 'prefloop[bitsandbytes]'")
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, options: TrainingSection, *, steps: int) -> LRScheduler:
+def make_schedule(optimizer: torch.optim.Optimizer, options: OptimizerSection, *, steps: int) -> LRScheduler:
     """The configured learning-rate schedule: a linear warm-up, then down to the end of the last step."""
     name, extra = options.schedule, {}
     if options.min_learning_rate_ratio:

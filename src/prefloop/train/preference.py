@@ -222,7 +222,7 @@ class Preferences:
             device=device,
         )
         if self.options.weighting == "wpo":
-            logps, collisions = trained(batch, collisions=True)
+            logps, collisions = trained(batch, beside="collisions")
             return batch, logps, collisions
         return batch, trained(batch), None
 

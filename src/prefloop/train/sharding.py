@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from prefloop.config import RuntimeSection, TrainingSection
+from prefloop.config import OptimizerSection, RuntimeSection
 from prefloop.forward import plain
 from prefloop.interfaces import InputError
 from prefloop.launch import zero_settings
@@ -76,7 +76,7 @@ class Spread(Protocol):
 
 
 def spread(
-    module: nn.Module, options: TrainingSection, accelerator: Accelerator, runtime: RuntimeSection
+    module: nn.Module, options: OptimizerSection, accelerator: Accelerator, runtime: RuntimeSection
 ) -> "InTorch | InDeepSpeed":
     """The module made ready for training on all processes. Raises InputError for what cannot be spread as asked."""
     sharded = runtime.sharding == "fsdp" and accelerator.num_processes > 1
@@ -90,7 +90,7 @@ def spread(
     return InTorch(module, trained, options, pause=lambda: accelerator.no_sync(trained))
 
 
-def _check_can_be_sharded(options: TrainingSection, key: str) -> None:
+def _check_can_be_sharded(options: OptimizerSection, key: str) -> None:
     if options.optimizer != "adamw":
         raise InputError(
             f"{key}: optimizer {options.optimizer} needs whole weights; use adamw, or do not shard"
@@ -140,7 +140,7 @@ class InTorch:
         self,
         given: nn.Module,
         module: nn.Module,
-        options: TrainingSection,
+        options: OptimizerSection,
         *,
         even: bool = False,
         pause: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
@@ -151,7 +151,7 @@ class InTorch:
         self.module = module
         self.even = even
         self.weights = trained_weights(self._bare)
-        self.optimizer = make_optimizer(list(self.weights.values()), options)
+        self.optimizer = make_optimizer(self.weights, options)
 
     def microbatch(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if last else self._pause()
@@ -244,14 +244,14 @@ class InDeepSpeed:
 
     even = True
 
-    def __init__(self, given: nn.Module, options: TrainingSection, settings: dict[str, Any]) -> None:
+    def __init__(self, given: nn.Module, options: OptimizerSection, settings: dict[str, Any]) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         import deepspeed  # type: ignore[import-not-found]
 
         self._given = given
         twin = _twin(given)
         self.weights = trained_weights(twin)
-        self.optimizer = make_optimizer(list(self.weights.values()), options)
+        self.optimizer = make_optimizer(self.weights, options)
         self._group = {
             name: value for name, value in self.optimizer.param_groups[0].items() if name != "params"
         }

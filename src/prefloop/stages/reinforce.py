@@ -1,0 +1,103 @@
+"""The stage that trains a policy by reinforcement: samples, scores and updates in one."""
+
+import functools
+from pathlib import Path
+
+from prefloop import data
+from prefloop.config import CompositeAnnotator, Experiment, RewardModelAnnotator, uses_loop_reward
+from prefloop.interfaces import InputError
+from prefloop.launch import run_job
+from prefloop.records import Prompt
+from prefloop.stages.shared import (
+    annotator_digests,
+    digests,
+    gold_scorer,
+    model_digest,
+    model_folder,
+    stage_seed,
+    without_paths,
+)
+from prefloop.store import Artefact, Build, Stage, read_records
+
+NOT_THE_STAGES = ("num_prompts", "reference", "start")
+"""Keys of `rl` that say what the stage is given."""
+
+
+def reinforce(
+    x: Experiment,
+    start: Artefact,
+    reference: Artefact,
+    reward: Artefact | None,
+    prompts: Artefact,
+    *,
+    version: int,
+) -> Stage:
+    """The policy after one iteration of reinforcement; `reward` is the loop's own reward model."""
+    options = x.rl
+    assert options is not None, "the caller asked"
+    reward = reward if uses_loop_reward(options.reward) else None
+    critic = _critic(x)
+    own_critic = reward if critic == "reward" else None
+
+    def body(build: Build) -> None:
+        from prefloop.train.online import RlJob, train_online
+
+        rows = read_records(prompts.path / "prompts.jsonl", Prompt)
+        texts = data.read_texts(options.pretraining) if options.pretraining else None
+        folder = None if critic in (None, "policy", "reward") else Path(critic)
+        job = RlJob(
+            start=model_folder(start),
+            reference=model_folder(reference),
+            critic=model_folder(own_critic) if own_critic else folder,
+            prompts=tuple(rows),
+            texts=tuple(texts.rows) if texts else (),
+            scorer=functools.partial(gold_scorer, x, options.reward, reward),
+            options=options,
+            dtype=x.model.dtype,
+            seed=stage_seed(x, "rl", version),
+            runtime=x.runtime,
+            out=build.path,
+        )
+        build.stats = run_job(train_online, job, x.runtime, build.progress)
+        used = dict(build.stats["rows"])
+        asked = used.pop("prompts")
+        build.count(asked, asked - sum(used.values()), used)
+
+    config = {
+        **without_paths(options, *NOT_THE_STAGES),
+        "algorithm": {name: value for name, value in vars(options.algorithm.row).items() if name != "source"},
+        "dtype": x.model.dtype,
+        "seed": x.seed,
+        "version": version,
+    }
+    external = annotator_digests(options.reward) | digests(pretraining=options.pretraining)
+    if critic not in (None, "policy", "reward"):
+        external["critic"] = model_digest(critic, None)
+    inputs = {"start": start, "reference": reference, "reward": reward, "prompts": prompts}
+    sampled = options.prompts_per_step * options.num_completions
+    return Stage(
+        "policy",
+        3,
+        config,
+        inputs,
+        body,
+        external=external,
+        work=f"{options.algorithm.name}, {options.steps} batches of {sampled} samples",
+    )
+
+
+def _critic(x: Experiment) -> str | None:
+    """Where the critic begins: `reward` is the loop's own reward model; None where the algorithm has none."""
+    options = x.rl
+    assert options is not None, "the caller asked"
+    if options.algorithm.row.baseline != "critic":
+        return None
+    scorer = options.reward.preference if isinstance(options.reward, CompositeAnnotator) else options.reward
+    if options.critic.start == "auto":
+        own = isinstance(scorer, RewardModelAnnotator) and scorer.model is None and x.reward.start == "sft"
+        return "reward" if own and x.reward.model is None else "policy"
+    if options.critic.start == "reward" and not uses_loop_reward(options.reward):
+        raise InputError(
+            "rl.critic.start: rl.reward is not the loop's own reward model; use `policy`, or the folder of a reward model"
+        )
+    return options.critic.start

@@ -1,0 +1,52 @@
+"""A policy and its critic as one module, so that one optimiser step moves both."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from prefloop.batches import Batch, TokenGroup, collate
+from prefloop.forward import LogpsModule, ValuesModule, cost
+from prefloop.interfaces import InputError
+
+
+class Said(NamedTuple):
+    """What policy and critic say of the tokens of a batch, [t] each."""
+
+    logps: Tensor
+    entropies: Tensor | None
+    values: Tensor | None
+
+
+class ActorCritic(nn.Module):
+    """A policy, and beside it a critic where the algorithm has one. Raises InputError where they read prompts in different
+    ways."""
+
+    def __init__(self, policy: LogpsModule, critic: ValuesModule | None) -> None:
+        super().__init__()
+        if critic is not None and critic.shares != policy.shares:
+            raise InputError(
+                "rl.critic.start: policy and critic read prompts in different ways; use `policy`, or a reward model that "
+                "was trained from it"
+            )
+        self.policy = policy
+        self.critic = critic
+
+    @property
+    def shares(self) -> bool:
+        """Whether prompts are computed once for all their completions."""
+        return self.policy.shares
+
+    def forward(self, batch: Batch, *, entropies: bool = False) -> Said:
+        """What both say of the completions' tokens."""
+        logps, found = self.policy(batch, beside="entropies") if entropies else (self.policy(batch), None)
+        return Said(logps, found, self.critic(batch) if self.critic is not None else None)
+
+    def batch(self, groups: Sequence[TokenGroup]) -> Batch:
+        """Groups as both read them."""
+        device = next(self.parameters()).device
+        return collate(groups, share=self.shares, pad_id=self.policy.pad_id, device=device)
+
+    def cost(self, group: TokenGroup) -> int:
+        """Tokens that are computed for a group."""
+        return cost(group, self)

@@ -1,0 +1,318 @@
+"""Training a policy by reinforcement: it samples, is scored, and learns from its own samples.
+
+Puts rollouts, the losses of `losses/policy.py` and the optimiser loop together. Knows nothing about where prompts and scores
+come from.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefloop.batches import Codec, TokenGroup
+from prefloop.config import RlSection, RuntimeSection
+from prefloop.forward import LogpsModule, ValuesModule
+from prefloop.interfaces import InputError, Progress, Scorer
+from prefloop.launch import processes
+from prefloop.losses import PolicyTokens, TokenLosses, counted, kl_k3, ptx_losses, token_losses, token_weights
+from prefloop.modeling import (
+    Dtype,
+    load_codec,
+    load_policy,
+    load_reward_model,
+    new_reward_model,
+    save_model,
+    settle,
+)
+from prefloop.records import Prompt, Text
+from prefloop.train.actor import ActorCritic, Said
+from prefloop.train.adapters import merged, trainable
+from prefloop.train.loop import Metrics, Task, fit
+from prefloop.train.rollouts import Rollouts, Sample
+from prefloop.trust_region import Tried, difference_product, flat, line_search, natural_step, unflat
+
+BOUND = 0.01
+"""Of a trust region's step, in nats a token, where nothing else is asked for (arXiv:1502.05477, section 8.1)."""
+DAMPING, ITERATIONS, BACKTRACK, ATTEMPTS = 0.1, 10, 0.8, 10
+WIDTH = 1e-2
+"""How far weights are moved to see how the gradient of the KL changes, as the norm of the change."""
+
+
+@dataclass(frozen=True)
+class RlJob:
+    """Everything a training process needs; paths are model folders."""
+
+    start: Path
+    reference: Path
+    critic: Path | None
+    """A reward model to begin the critic with; None for the policy's own trunk."""
+    prompts: tuple[Prompt, ...]
+    texts: tuple[Text, ...]
+    scorer: Callable[[], Scorer]
+    """Makes the scorer in the process that uses it."""
+    options: RlSection
+    dtype: Dtype
+    seed: int
+    runtime: RuntimeSection
+    out: Path
+
+
+def train_online(job: RlJob, progress: Progress) -> dict[str, Any]:
+    """Trains and saves the policy to `job.out / "model"`; returns its statistics."""
+    _check(job)
+    settle(job.runtime)
+    options, codec = job.options, load_codec(job.start)
+    row = options.algorithm.row
+    policy = LogpsModule(load_policy(job.start, job.runtime), pad_id=codec.pad_id, runtime=job.runtime)
+    policy.model = _trainable(policy.model, job, "CAUSAL_LM")
+    critic = _critic(job, codec) if row.baseline == "critic" else None
+    module = ActorCritic(policy, critic)
+    reference = None
+    if row.kl != "none":
+        reference = LogpsModule(
+            load_policy(job.reference, job.runtime), pad_id=codec.pad_id, runtime=job.runtime
+        )
+    rollouts = Rollouts(
+        module,
+        reference,
+        job.scorer(),
+        codec,
+        job.prompts,
+        options,
+        texts=_texts(job, codec),
+        dtype=job.dtype,
+        seed=job.seed,
+        runtime=job.runtime,
+    )
+    learning = Learning(module, rollouts, dtype=job.dtype)
+    stats: dict[str, Any] = fit(
+        module,
+        learning.task(),
+        options,
+        steps=options.steps * options.steps_together,
+        seed=job.seed,
+        dtype=job.dtype,
+        runtime=job.runtime,
+        folder=job.out,
+        progress=progress,
+    )
+    policy.model = merged(policy.model)
+    stats |= {
+        "algorithm": options.algorithm.name,
+        "rows": dict(rollouts.standing.rows),
+        **{name: _rounded(rollouts.standing.said.get(name)) for name in ("score_first", "score_last", "kl")},
+        "kl_coef": _rounded(rollouts.standing.kl_coef) if row.kl != "none" else None,
+        "shares_prompts": module.shares,
+    }
+    if processes(job.runtime).is_main_process:
+        save_model(policy.model, codec.tokenizer, job.out / "model", dtype=job.dtype)
+    return stats
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
+def _check(job: RlJob) -> None:
+    """Raises InputError for what cannot be combined."""
+    runtime, options = job.runtime, job.options
+    if runtime.deepspeed is not None or (runtime.sharding != "none" and runtime.num_processes > 1):
+        raise InputError(
+            "rl: samples from the weights that it trains, which must be whole; leave runtime.sharding and deepspeed out"
+        )
+    if options.algorithm.row.update == "trust_region" and runtime.num_processes > 1:
+        raise InputError("rl.algorithm: trpo runs in one process; set runtime.num_processes=1")
+    if len(job.prompts) < options.prompts_per_step:
+        raise InputError(
+            f"rl.prompts_per_step = {options.prompts_per_step}: there are {len(job.prompts)} prompts; raise rl.num_prompts "
+            "or ask about fewer at once"
+        )
+
+
+def _trainable(model: Any, job: RlJob, task: str) -> Any:
+    return trainable(model, job.options, task=task, dtype=job.dtype, seed=job.seed, runtime=job.runtime)
+
+
+def _critic(job: RlJob, codec: Codec) -> ValuesModule:
+    if job.critic is None:
+        model, _ = new_reward_model(job.start, job.runtime)
+    else:
+        model, own = load_reward_model(job.critic, job.runtime)
+        if own.tokenizer.get_vocab() != codec.tokenizer.get_vocab():
+            raise InputError(
+                f"rl.critic.start: {job.critic} has other tokens than the policy; use `policy`, or a reward model trained "
+                "from it"
+            )
+    critic = ValuesModule(model, pad_id=codec.pad_id, runtime=job.runtime)
+    critic.model = _trainable(model, job, "SEQ_CLS")
+    return critic
+
+
+def _texts(job: RlJob, codec: Codec) -> list[TokenGroup]:
+    rows = [codec.text_ids(one.text)[: job.options.max_prompt_length] for one in job.texts]
+    return [TokenGroup(tuple(ids[:1]), (tuple(ids[1:]),)) for ids in rows if len(ids) > 1]
+
+
+class Learning:
+    """The losses of an algorithm on samples, as the optimiser loop needs them."""
+
+    def __init__(self, module: ActorCritic, rollouts: Rollouts, *, dtype: str) -> None:
+        self.module = module
+        self.rollouts = rollouts
+        self.options = rollouts.options
+        self._dtype = dtype
+
+    def task(self) -> Task[Sample]:
+        """Training on samples that are made as it goes."""
+        reduction = self.rollouts.row.reduction
+        return Task(
+            items=(),
+            tokens=lambda one: self.module.cost(one.tokens) + sum(map(self.module.cost, one.texts)),
+            count=lambda one: counted(torch.tensor(one.lengths), reduction=reduction),
+            name=lambda one: f"prompt {one.name}",
+            loss=self.loss,
+            kept=[self.rollouts.standing],
+            made=self.rollouts,
+            move=self.move if self.rollouts.row.update == "trust_region" else None,
+        )
+
+    def loss(self, trained: Any, samples: Sequence[Sample]) -> tuple[Tensor, Metrics]:
+        """Summed loss and summed metrics. `trained` is the module, or what replicates it."""
+        row = self.rollouts.row
+        tokens, losses = self._losses(trained, samples)
+        weights = token_weights(
+            tokens.lengths, reduction=row.reduction, longest=self.options.max_new_tokens
+        ).to(tokens.logps.device)
+        told = {
+            "policy_loss": losses.policy,
+            "ratio": losses.ratios,
+            "clipped": losses.clipped,
+            "step_kl": kl_k3(tokens.old_logps, tokens.logps),
+        }
+        told |= {name: one for name in ("kl", "value") if (one := getattr(losses, name)) is not None}
+        metrics = {name: (one.detach() * weights).sum() for name, one in told.items()}
+        moved = told["step_kl"].detach()
+        self.rollouts.moved += [float(moved.sum()), float(len(moved))]
+        loss = (losses.total * weights).sum()
+        texts = [text for one in samples for text in one.texts]
+        if texts:
+            said: Said = trained(self.module.batch(texts))
+            scale = samples[0].text_weight
+            loss = loss + scale * ptx_losses(said.logps, ptx_coef=row.ptx_coef).sum()
+            metrics["text_nll"] = -scale * said.logps.detach().sum()
+        return loss, metrics
+
+    def _losses(self, trained: Any, samples: Sequence[Sample]) -> tuple[PolicyTokens, TokenLosses]:
+        row = self.rollouts.row
+        batch = self.module.batch([one.tokens for one in samples])
+        said: Said = trained(batch, entropies=bool(row.entropy_coef))
+        device = said.logps.device
+
+        def joined(name: str) -> Any:
+            values = [getattr(one, name) for one in samples]
+            return None if values[0] is None else torch.cat(values).to(device)
+
+        tokens = PolicyTokens(
+            said.logps,
+            joined("old_logps"),
+            joined("advantages"),
+            batch.lengths,
+            reference_logps=joined("reference_logps"),
+            entropies=said.entropies,
+            values=said.values,
+            old_values=joined("old_values"),
+            returns=joined("returns"),
+        )
+        return tokens, token_losses(tokens, row)
+
+    # --- a step within a trust region ---
+
+    def move(
+        self, trained: nn.Module, weights: Mapping[str, nn.Parameter], passes: Sequence[Sequence[Sample]]
+    ) -> Metrics:
+        """TRPO's step of the policy, arXiv:1502.05477; the critic keeps its gradient for the optimiser.
+
+        The KL is estimated on the batch's own tokens, which the old policy sampled (k3), and its Hessian by differences of
+        its gradient, so that nothing has to be differentiated twice.
+        """
+        own = [weight for name, weight in weights.items() if name.startswith("policy.")]
+        gradient = -flat([_gradient_of(one) for one in own])  # of what is to rise
+        for one in own:
+            one.grad = None
+        around = Around(own)
+        before = self._surrogate(trained, passes)
+
+        def gradient_at(change: Tensor) -> Tensor:
+            with around.moved(change), torch.enable_grad():
+                total = torch.zeros_like(change)
+                for part in passes:
+                    kl = self._kl(trained, part)
+                    total += flat(torch.autograd.grad(kl, own))
+                return total
+
+        def measure(change: Tensor) -> Tried:
+            with around.moved(change), torch.no_grad():
+                kl = sum(float(self._kl(trained, part)) for part in passes)
+                return Tried(self._surrogate(trained, passes) - before, kl)
+
+        bound = self.options.max_step_kl or BOUND
+        step = natural_step(
+            gradient,
+            difference_product(gradient_at, width=WIDTH),
+            max_kl=bound,
+            damping=DAMPING,
+            iterations=ITERATIONS,
+        )
+        found = line_search(step, measure, max_kl=bound, backtrack=BACKTRACK, attempts=ATTEMPTS)
+        around.settle(found.change)
+        told = {"trust_kl": found.tried.kl, "trust_gain": found.tried.gain, "trust_fraction": found.fraction}
+        return {name: torch.tensor(value) for name, value in told.items()}
+
+    def _kl(self, trained: Any, samples: Sequence[Sample]) -> Tensor:
+        """This part's share of the mean KL(old ‖ new) of the batch's tokens."""
+        batch = self.module.batch([one.tokens for one in samples])
+        with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self._dtype == "bfloat16"):
+            said: Said = trained(batch)
+        old = torch.cat([one.old_logps for one in samples]).to(said.logps.device)
+        return kl_k3(old, said.logps).sum() / self.rollouts.num_tokens
+
+    @torch.no_grad()
+    def _surrogate(self, trained: Any, passes: Sequence[Sequence[Sample]]) -> float:
+        """Mean of ratio * advantage over the batch's tokens."""
+        total = sum(float(self._losses(trained, part)[1].policy.sum()) for part in passes)
+        return -total / self.rollouts.num_tokens
+
+
+class Around:
+    """Weights as they are, and changes of them that can be tried."""
+
+    def __init__(self, weights: Sequence[nn.Parameter]) -> None:
+        self._weights = weights
+        self._kept = [one.detach().clone() for one in weights]
+
+    @contextmanager
+    def moved(self, change: Tensor) -> Iterator[None]:
+        """The weights with a change [P] added; they are as before afterwards, bit by bit."""
+        self.settle(change)
+        try:
+            yield
+        finally:
+            self._put(self._kept)
+
+    def settle(self, change: Tensor) -> None:
+        """Leaves the weights with a change added."""
+        parts = unflat(change, self._kept)
+        self._put([kept + part for kept, part in zip(self._kept, parts, strict=True)])
+
+    @torch.no_grad()
+    def _put(self, values: Sequence[Tensor]) -> None:
+        for weight, value in zip(self._weights, values, strict=True):
+            weight.copy_(value)
+
+
+def _gradient_of(weight: nn.Parameter) -> Tensor:
+    return torch.zeros_like(weight) if weight.grad is None else weight.grad

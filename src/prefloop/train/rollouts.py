@@ -1,0 +1,396 @@
+"""Rollouts: the policy answers prompts, the answers are scored, and scores become advantages.
+
+Made batch by batch while the policy is trained, from the weights as they are then. Knows nothing about losses.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from prefloop import shaping
+from prefloop.advantages import Moments, advantages_of, completion_returns
+from prefloop.algorithms import vary
+from prefloop.batches import Codec, TokenGroup
+from prefloop.config import GenerateSection, RlSection, RuntimeSection
+from prefloop.forward import LogpsModule, all_token_logps, all_values
+from prefloop.generate.groups import Author, PolicyGenerator
+from prefloop.generate.hf import HfSampler
+from prefloop.interfaces import InputError, Scorer
+from prefloop.launch import processes
+from prefloop.losses import adapted_kl_coef, counted, kl_k1
+from prefloop.records import Group, Prompt, Refusal, Score, content_id
+from prefloop.train.actor import ActorCritic
+
+ROLLOUTS, TEXTS = 1, 2
+"""Tell random numbers for different purposes from one another."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt with its completions, and what is known of their tokens, [t] each, when they were sampled."""
+
+    name: str
+    tokens: TokenGroup
+    old_logps: Tensor
+    advantages: Tensor
+    reference_logps: Tensor | None = None
+    old_values: Tensor | None = None
+    returns: Tensor | None = None
+    texts: tuple[TokenGroup, ...] = ()
+    """Pretraining text that is learned from in the same step."""
+    text_weight: float = 0.0
+    """What each of its tokens counts beside one count of the step."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each completion."""
+        return [len(one) for one in self.tokens.completions]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A group that was sampled and scored, and what models say of its tokens, a tensor for each completion."""
+
+    place: int
+    """In the batch of prompts."""
+    group: Group
+    tokens: TokenGroup
+    scores: tuple[Score, ...]
+    old_logps: list[Tensor]
+    reference_logps: list[Tensor] | None
+    values: list[Tensor] | None
+
+
+@dataclass
+class Standing:
+    """What is carried from batch to batch, and into checkpoints."""
+
+    kl_coef: float
+    """Weight of the KL to the reference, as it is now."""
+    scores: Moments = field(default_factory=Moments)
+    """Of all scores so far."""
+    returns: Moments = field(default_factory=Moments)
+    """Of what completions earned in all batches before this one."""
+    rows: Counter[str] = field(default_factory=Counter)
+    """Prompts that were asked about, and what became of them."""
+    said: dict[str, float] = field(default_factory=dict)
+    """Mean score of the first and of the last batch, and its KL to the reference."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        moments = {name: list(vars(getattr(self, name)).values()) for name in ("scores", "returns")}
+        return {"kl_coef": self.kl_coef, "rows": dict(self.rows), "said": self.said, **moments}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self.kl_coef, self.rows, self.said = state["kl_coef"], Counter(state["rows"]), dict(state["said"])
+        self.scores, self.returns = Moments(*state["scores"]), Moments(*state["returns"])
+
+
+class Rollouts:
+    """Batches of samples; each is cut into the steps of `minibatches`, `inner_epochs` times."""
+
+    def __init__(
+        self,
+        module: ActorCritic,
+        reference: LogpsModule | None,
+        scorer: Scorer,
+        codec: Codec,
+        prompts: Sequence[Prompt],
+        options: RlSection,
+        *,
+        texts: Sequence[TokenGroup] = (),
+        dtype: str,
+        seed: int,
+        runtime: RuntimeSection,
+    ) -> None:
+        self.options = options
+        self.steps_together = options.steps_together
+        self.row = options.algorithm.row
+        """As it holds for the batch that is being learned from: the weight of its KL may have been adapted."""
+        self.standing = Standing(self.row.kl_coef or 0.0)
+        self.moved: list[float] = []
+        """KL of a token and number of tokens, by turns, of the microbatches of the last step."""
+        self.num_tokens = 0
+        """Tokens of the completions of the batch that is being learned from."""
+        self._module, self._reference, self._scorer, self._codec = module, reference, scorer, codec
+        self._prompts, self._texts = prompts, texts
+        self._dtype, self._seed, self._runtime = dtype, seed, runtime
+        self._figures: dict[str, float] = {}
+        self._sampling = GenerateSection(
+            num_completions=options.num_completions,
+            max_new_tokens=options.max_new_tokens,
+            max_prompt_length=options.max_prompt_length,
+        )
+        model: Any = module.policy.model
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._sampler = HfSampler(model, codec, self._sampling, seed=seed, runtime=runtime)
+
+    # --- what the optimiser loop asks for ---
+
+    def steps(self, done: int) -> Iterator[Sequence[Sample] | None]:
+        """The samples of each step. Raises InputError where nothing of a batch can be learned from."""
+        for number in range(done // self.steps_together, self.options.steps):
+            samples = self.batch(number)
+            self.moved.clear()
+            stopped = False
+            for epoch in range(self.options.inner_epochs):
+                for part in self._minibatches(samples, number, epoch):
+                    stopped = stopped or self._has_moved_too_far()
+                    self.moved.clear()
+                    yield None if stopped or not part else part
+
+    def figures(self) -> Mapping[str, float]:
+        """What is to be logged about a batch, once."""
+        found, self._figures = self._figures, {}
+        return found
+
+    def _has_moved_too_far(self) -> bool:
+        if self.options.max_step_kl is None or self.row.update == "trust_region":
+            return False
+        sums = gather_object([(sum(self.moved[::2]), sum(self.moved[1::2]))])
+        kl, tokens = (sum(column) for column in zip(*sums, strict=True))
+        return kl > self.options.max_step_kl * max(tokens, 1)
+
+    def _minibatches(self, samples: Sequence[Sample], number: int, epoch: int) -> Iterator[list[Sample]]:
+        rng = np.random.default_rng([self._seed, ROLLOUTS, number, epoch])
+        for places in np.array_split(rng.permutation(len(samples)), self.options.minibatches):
+            yield self._with_texts([samples[place] for place in places.tolist()], rng)
+
+    def _with_texts(self, samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
+        """The samples with rows of pretraining text, whose tokens together count as much as the step does."""
+        if not self._texts or not samples:
+            return samples
+        rows = self.options.pretraining_rows * self.options.num_completions
+        drawn = [
+            rng.choice(len(self._texts), rows, replace=rows > len(self._texts)).tolist() for _ in samples
+        ]
+        texts = [tuple(self._texts[place] for place in one) for one in drawn]
+        tokens = sum(len(text.completions[0]) for one in texts for text in one)
+        count = sum(counted(torch.tensor(one.lengths), reduction=self.row.reduction) for one in samples)
+        return [
+            replace(one, texts=some, text_weight=count / tokens)
+            for one, some in zip(samples, texts, strict=True)
+        ]
+
+    # --- one batch ---
+
+    def batch(self, number: int) -> list[Sample]:
+        """Samples the prompts of a batch by the weights as they are; says how much better each token was than expected."""
+        training = self._module.training
+        self._module.eval()
+        state = processes(self._runtime)
+        prompts = self.prompts_of(number)
+        mine = list(enumerate(prompts))[state.process_index :: state.num_processes]
+        began = time.perf_counter()
+        groups = self._sampled([prompt for _, prompt in mine], number)
+        sampled = time.perf_counter()
+        scored = self._scored([(place, group) for (place, _), group in zip(mine, groups, strict=True)])
+        lost = Counter(self._lost)
+        if state.num_processes > 1:
+            scored = sorted(gather_object(scored), key=lambda one: one.place)
+            lost = sum(gather_object([lost]), Counter())
+        self._module.train(training)
+        self.standing.rows += Counter(prompts=len(prompts)) + lost
+        if not scored:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in lost.items() if count)
+            raise InputError(f"rl: no prompt of batch {number + 1} can be learned from: {reasons}")
+        samples = self._samples(scored)
+        self._figures |= {
+            "rl/batch": number + 1,
+            "rl/generate_s": round(sampled - began, 3),
+            "rl/score_s": round(time.perf_counter() - sampled, 3),
+        }
+        return samples
+
+    def prompts_of(self, number: int) -> list[Prompt]:
+        """The prompts of a batch: seeded permutations of all, cut into whole batches."""
+        size = self.options.prompts_per_step
+        each = len(self._prompts) // size
+        epoch, place = divmod(number, each)
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._prompts)).tolist()
+        return [self._prompts[one] for one in order[place * size : (place + 1) * size]]
+
+    def _sampled(self, prompts: Sequence[Prompt], number: int) -> list[Group]:
+        # another seed for each batch: a prompt that comes again is answered anew
+        seed = int(content_id("rollout", self._seed, number), 16) >> 33
+        self._sampler.seed = seed
+        author = Author("policy in training", number)
+        generator = PolicyGenerator(self._sampler, self._codec, self._sampling, seed=seed, author=author)
+        with self._autocast():
+            return list(generator.generate(prompts))
+
+    def _scored(self, groups: Sequence[tuple[int, Group]]) -> list[Scored]:
+        """Groups whose completions were all scored; what became of the others is in `_lost`."""
+        answered = [(place, group) for place, group in groups if group.completions]
+        said: dict[str, Score | Refusal] = {}
+        for row in self._scorer.score([group for _, group in answered]):
+            for completion in row.completion_ids if isinstance(row, Refusal) else (row.completion_id,):
+                said[completion] = row
+        kept: list[tuple[int, Group, tuple[Score, ...]]] = []
+        for place, group in answered:
+            scores = tuple(one for c in group.completions if isinstance(one := said.get(c.id), Score))
+            if len(scores) == len(group.completions):
+                kept.append((place, group, scores))
+        self._lost = Counter(
+            {"prompt_too_long": len(groups) - len(answered), "not_scored": len(answered) - len(kept)}
+        )
+        tokens = [self._tokens(group) for _, group, _ in kept]
+        with self._autocast():
+            old = all_token_logps(self._module.policy, tokens, self._runtime)
+            reference, values = None, None
+            if self._reference is not None:
+                reference = all_token_logps(self._reference, tokens, self._runtime)
+            if self._module.critic is not None:
+                values = all_values(self._module.critic, tokens, self._runtime)
+        return [
+            Scored(
+                place,
+                group,
+                tokens[index],
+                scores,
+                old[index],
+                reference[index] if reference is not None else None,
+                values[index] if values is not None else None,
+            )
+            for index, (place, group, scores) in enumerate(kept)
+        ]
+
+    def _tokens(self, group: Group) -> TokenGroup:
+        prompt = self._codec.prompt_ids(group.prompt.messages)
+        return TokenGroup(tuple(prompt), tuple(one.token_ids or () for one in group.completions))
+
+    def _autocast(self) -> Any:
+        device = next(self._module.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self._dtype == "bfloat16")
+
+    # --- from scores to advantages ---
+
+    def _samples(self, scored: Sequence[Scored]) -> list[Sample]:
+        """The samples of a batch, which must be whole: what is whitened depends on all of it."""
+        shaped = self._shaped(scored)
+        if self.options.mixed_groups_only:
+            mixed = shaping.mixed_groups(shaped, _group_of(scored)).tolist()
+            if any(mixed):
+                self.standing.rows["all_alike"] += len(mixed) - sum(mixed)
+                shaped = shaped[torch.tensor(mixed)[_group_of(scored)]]
+                scored = [one for one, keep in zip(scored, mixed, strict=True) if keep]
+        lengths, group_of = _lengths(scored), _group_of(scored)
+        old = _flat([one.old_logps for one in scored])
+        reference = _flat_if_known([one.reference_logps for one in scored])
+        values = _flat_if_known([one.values for one in scored])
+        self.row = vary(self.row, kl_coef=self.standing.kl_coef) if self.row.kl != "none" else self.row
+        rewards = shaping.token_rewards(shaped, lengths)
+        if self.row.kl == "reward_k1":
+            assert reference is not None and self.row.kl_coef is not None
+            rewards = rewards + shaping.kl_rewards(old, reference, kl_coef=self.row.kl_coef)
+        found = advantages_of(
+            self.row,
+            rewards,
+            lengths,
+            group_of,
+            values=values,
+            # a completion is scored as it stands, cut off or not: nothing is still to come
+            bootstrap=torch.zeros(len(lengths)) if values is not None else None,
+            earlier=self.standing.returns,
+        )
+        self._note(scored, shaped, rewards, lengths, old, reference)
+        self.standing.returns += Moments.of(completion_returns(rewards, lengths, gamma=self.row.gamma))
+        sizes = [one.tokens.num_completion_tokens for one in scored]
+        self.num_tokens = sum(sizes)
+
+        def parts(whole: Tensor | None) -> Sequence[Tensor | None]:
+            return [None] * len(sizes) if whole is None else whole.split(sizes)
+
+        columns = (old, found.advantages, reference, values, found.returns)
+        return [
+            Sample(one.group.prompt.id, one.tokens, *of_one)  # type: ignore[arg-type]
+            for one, *of_one in zip(scored, *map(parts, columns), strict=True)
+        ]
+
+    def _shaped(self, scored: Sequence[Scored]) -> Tensor:
+        """Scores [C] as they are optimised."""
+        options, lengths = self.options, _lengths(scored)
+        scores = torch.tensor([score.value for one in scored for score in one.scores])
+        truncated = torch.tensor(
+            [c.finish_reason == "length" for one in scored for c in one.group.completions]
+        )
+        self.standing.scores += Moments.of(scores)
+        if options.score_scale == "running":
+            scores = shaping.normalised(scores, self.standing.scores)
+        if options.score_clip is not None:
+            scores = shaping.clipped(scores, limit=options.score_clip)
+        if options.unfinished_penalty:
+            scores = shaping.without_terminator(scores, truncated, penalty=options.unfinished_penalty)
+        if options.length_penalty:
+            scores = shaping.by_length(scores, lengths, penalty=options.length_penalty)
+        if options.overlong_margin is not None:
+            scores = shaping.overlong(
+                scores, lengths, max_length=options.max_new_tokens, margin=options.overlong_margin
+            )
+        return scores
+
+    def _note(
+        self,
+        scored: Sequence[Scored],
+        shaped: Tensor,
+        rewards: Tensor,
+        lengths: Tensor,
+        old: Tensor,
+        reference: Tensor | None,
+    ) -> None:
+        """Figures of the batch; the weight of the KL for the next one."""
+        scores = [score for one in scored for score in one.scores]
+        completions = [c for one in scored for c in one.group.completions]
+        number = len(completions)
+        parts: Counter[str] = Counter()
+        for score in scores:
+            parts.update(score.parts or {})
+        self._figures |= {
+            "rl/score": sum(one.value for one in scores) / number,
+            "rl/reward": float(shaped.mean()),
+            "rl/return": float(rewards.sum()) / number,
+            "rl/length": float(lengths.float().mean()),
+            "rl/unfinished": sum(one.finish_reason == "length" for one in completions) / number,
+            **{f"rl/score/{name}": value / number for name, value in parts.items()},
+        }
+        self.standing.said.setdefault("score_first", self._figures["rl/score"])
+        self.standing.said["score_last"] = self._figures["rl/score"]
+        if reference is None:
+            return
+        kl = self.standing.said["kl"] = float(kl_k1(old, reference).sum()) / number
+        self._figures |= {"rl/kl": kl, "rl/kl_coef": self.standing.kl_coef}
+        if self.options.kl_target is not None:
+            self.standing.kl_coef = adapted_kl_coef(
+                self.standing.kl_coef, kl, target=self.options.kl_target, gain=self.options.kl_gain
+            )
+
+
+ScorerOf = Callable[[], Scorer]
+"""Makes the scorer within the process that uses it."""
+
+
+def _lengths(scored: Sequence[Scored]) -> Tensor:
+    return torch.tensor([len(one) for group in scored for one in group.tokens.completions])
+
+
+def _group_of(scored: Sequence[Scored]) -> Tensor:
+    return torch.arange(len(scored)).repeat_interleave(
+        torch.tensor([len(one.tokens.completions) for one in scored])
+    )
+
+
+def _flat(values: Sequence[Sequence[Tensor]]) -> Tensor:
+    return torch.cat([one for group in values for one in group])
+
+
+def _flat_if_known(values: Sequence[Sequence[Tensor] | None]) -> Tensor | None:
+    known = [one for one in values if one is not None]
+    return _flat(known) if known else None

@@ -1,0 +1,360 @@
+"""Reinforcement in the training stage: what a batch of samples is made into, and that every algorithm learns from it."""
+
+import json
+import math
+import re
+from dataclasses import fields, replace
+from typing import get_args
+
+import pytest
+import torch
+
+from prefloop.algorithms import ALGORITHMS, Algorithm
+from prefloop.config import AlgorithmSection, RlSection, RuntimeSection
+from prefloop.config.rl import AlgorithmName
+from prefloop.forward import LogpsModule
+from prefloop.interfaces import InputError, no_progress
+from prefloop.modeling import load_codec, load_policy, new_reward_model, save_model
+from prefloop.records import Message, Prompt, Refusal, Score, Text
+from prefloop.train.actor import ActorCritic
+from prefloop.train.online import Around, Learning, RlJob, train_online
+from prefloop.train.rollouts import Rollouts
+
+RUNTIME = RuntimeSection(device="cpu", threads=1, save_every_steps=1)
+PROMPTS = tuple(Prompt.of((Message(role="user", content=f"Tell tale {number}."),)) for number in range(16))
+LIKED = 64
+TEXTS = tuple(Text(id=str(number), text=f"Ada the fox went home {number} times.") for number in range(6))
+
+
+class LikesLowIds:
+    """Scores the share of tokens whose id is small: anybody can learn that."""
+
+    name = "low ids"
+
+    def score(self, groups):
+        for group in groups:
+            for one in group.completions:
+                share = sum(token < LIKED for token in one.token_ids) / len(one.token_ids)
+                yield Score(prompt_id=group.prompt.id, completion_id=one.id, value=share, annotator=self.name)
+
+
+class RefusesOne(LikesLowIds):
+    """Does not answer about the first completion of anything."""
+
+    def score(self, groups):
+        for group in groups:
+            first, *others = group.completions
+            yield Refusal(
+                prompt_id=group.prompt.id, completion_ids=(first.id,), annotator=self.name, reason="no answer"
+            )
+            yield from super().score([group.model_copy(update={"completions": tuple(others)})])
+
+
+OPTIONS = {
+    "num_prompts": 16,
+    "prompts_per_step": 8,
+    "num_completions": 4,
+    "max_new_tokens": 4,
+    "learning_rate": 1e-2,
+}
+
+
+def job(tiny_model, out, *, runtime=RUNTIME, scorer=LikesLowIds, reward=None, **options) -> RlJob:
+    out.mkdir(parents=True, exist_ok=True)
+    section = RlSection(**{**OPTIONS, **options})
+    return RlJob(
+        start=tiny_model,
+        reference=tiny_model,
+        critic=reward,
+        prompts=PROMPTS,
+        texts=TEXTS if section.pretraining else (),
+        scorer=scorer,
+        options=section,
+        dtype="float32",
+        seed=0,
+        runtime=runtime,
+        out=out,
+    )
+
+
+def metrics(folder) -> list[dict[str, float]]:
+    return [json.loads(one) for one in (folder / "logs" / "metrics.jsonl").read_text().splitlines()]
+
+
+def learning(tiny_model, **options) -> Learning:
+    """The parts of a stage, before its first step."""
+    section = RlSection(**{**OPTIONS, **options})
+    codec = load_codec(tiny_model)
+    policy, reference = (
+        LogpsModule(load_policy(tiny_model, RUNTIME), pad_id=codec.pad_id, runtime=RUNTIME) for _ in range(2)
+    )
+    rollouts = Rollouts(
+        ActorCritic(policy, None),
+        reference,
+        LikesLowIds(),
+        codec,
+        PROMPTS,
+        section,
+        dtype="float32",
+        seed=0,
+        runtime=RUNTIME,
+    )
+    return Learning(rollouts._module, rollouts, dtype="float32")
+
+
+SPECIAL = {
+    # with kl_coef 0.11 beside scores of 0 to 1 it stays where it is, as it should
+    "a2c": {"algorithm": {"name": "a2c", "kl_coef": 0.0}},
+    "ppo_ptx": {
+        "algorithm": {"name": "ppo_ptx", "ptx_coef": 0.1},
+        "pretraining": "builtin:tales/texts",
+        "pretraining_rows": 1,
+    },
+    "trpo": {"steps": 6, "max_step_kl": 0.2, "num_completions": 2},
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_comes_to_what_is_liked(tiny_model, tmp_path, name):
+    options = {"algorithm": name, "steps": 10, **SPECIAL.get(name, {})}
+    train_online(job(tiny_model, tmp_path, **options), no_progress)
+    rows = metrics(tmp_path)
+    before, after = (sum(row["rl/score"] for row in some) / 2 for some in (rows[:2], rows[-2:]))
+    assert after > before + 0.1
+
+
+@pytest.mark.parametrize("name", ["ppo", "reinforce"])
+def test_a_stage_killed_anywhere_ends_in_the_same_bytes(tiny_model, tmp_path, name):
+    options = {
+        "algorithm": name,
+        "steps": 3,
+        "kl_target": 0.1,
+        "score_scale": "running",
+        "minibatches": 2,
+        **({"inner_epochs": 2} if name == "ppo" else {}),
+    }
+    train_online(job(tiny_model, tmp_path / "whole", **options), no_progress)
+
+    class Killed(BaseException):
+        pass
+
+    class Dies(LikesLowIds):
+        """Is killed while it scores the second batch after the last whole one."""
+
+        batches = 0
+
+        def score(self, groups):
+            type(self).batches += 1
+            if self.batches == 2:
+                raise Killed
+            return super().score(groups)
+
+    def dies_in_an_update(done, total, note=""):
+        if done == total // 3 + 1:
+            raise Killed
+
+    broken = tmp_path / "broken"
+    with pytest.raises(Killed):
+        train_online(job(tiny_model, broken, **options), dies_in_an_update)
+    with pytest.raises(Killed):
+        train_online(job(tiny_model, broken, scorer=Dies, **options), no_progress)
+    Dies.batches = 10
+    train_online(job(tiny_model, broken, scorer=Dies, **options), no_progress)
+    one, other = (folder / "model" / "model.safetensors" for folder in (tmp_path / "whole", broken))
+    assert one.read_bytes() == other.read_bytes()
+    timeless = [
+        [{k: v for k, v in row.items() if not k.endswith(("seconds", "_s"))} for row in metrics(folder)]
+        for folder in (tmp_path / "whole", broken)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_the_first_step_of_a_batch_is_taken_by_the_policy_that_sampled_it(tiny_model):
+    there = learning(tiny_model, algorithm="grpo")
+    samples = there.rollouts.batch(0)
+    loss, told = there.loss(there.module, samples)
+    completions = sum(len(one.lengths) for one in samples)
+    assert float(told["ratio"]) / completions == pytest.approx(1, abs=1e-5)
+    assert float(told["step_kl"]) == pytest.approx(0, abs=1e-6)
+    assert float(told["kl"]) == pytest.approx(0, abs=1e-6)
+    assert torch.isfinite(loss)
+
+
+def test_what_is_read_is_what_was_sampled(tiny_model):
+    there = learning(tiny_model, algorithm="grpo")
+    scored = there.rollouts._scored(list(enumerate(there.rollouts._sampled(PROMPTS[:3], 0))))
+    for one in scored:
+        for completion, logps in zip(one.group.completions, one.old_logps, strict=True):
+            assert torch.tensor(completion.token_logps) == pytest.approx(logps, abs=1e-4)
+
+
+def test_a_prompt_that_comes_again_is_answered_anew(tiny_model):
+    rollouts = learning(tiny_model, algorithm="grpo").rollouts
+    first, again = (rollouts._sampled(PROMPTS[:1], number)[0] for number in (0, 2))
+    assert [one.token_ids for one in first.completions] != [one.token_ids for one in again.completions]
+    used = [one.id for number in range(2) for one in rollouts.prompts_of(number)]
+    assert len(set(used)) == len(PROMPTS), "all prompts are used once before any comes again"
+
+
+def test_the_score_lies_on_the_last_token_and_the_kl_on_every_one(tiny_model):
+    # without a baseline, with discount 0 the advantage of a token is its own reward
+    plain = {"name": "reinforce_plus_plus", "scale": "none", "kl_coef": 0.5, "gamma": 1e-6}
+    there = learning(tiny_model, algorithm=plain)
+    with torch.no_grad():
+        for weight in there.module.policy.parameters():
+            weight.mul_(1.05)
+    samples = there.rollouts.batch(0)
+    liked = 0.0
+    for one in samples:
+        at = 0
+        for ids in one.tokens.completions:
+            part = slice(at, at + len(ids))
+            at += len(ids)
+            expected = -0.5 * (one.old_logps[part] - one.reference_logps[part])
+            expected[-1] += sum(token < LIKED for token in ids) / len(ids)
+            torch.testing.assert_close(one.advantages[part], expected, rtol=0, atol=1e-5)
+            liked += float(expected[-1])
+    assert liked > 0
+
+
+def test_microbatches_and_sharing_change_nothing(tiny_model, tmp_path):
+    def last(name, **runtime):
+        options = {"algorithm": "ppo", "steps": 2, "minibatches": 2}
+        small = job(
+            tiny_model, tmp_path / name, runtime=RuntimeSection(device="cpu", threads=1, **runtime), **options
+        )
+        train_online(small, no_progress)
+        return [row["train/loss"] for row in metrics(tmp_path / name)]
+
+    whole = last("whole")
+    assert last("parts", microbatch_tokens=1) == pytest.approx(whole, abs=1e-4)
+    assert last("padded", share_prompts=False) == pytest.approx(whole, abs=1e-4)
+
+
+def test_a_trust_region_holds_and_a_step_that_gains_nothing_changes_nothing(tiny_model, tmp_path):
+    train_online(job(tiny_model, tmp_path, algorithm="trpo", steps=2, max_step_kl=0.02), no_progress)
+    rows = metrics(tmp_path)
+    assert all(0 < row["train/trust_kl"] <= 0.02 for row in rows)
+    assert all(row["train/trust_gain"] > 0 for row in rows)
+
+    weights = [torch.nn.Parameter(torch.arange(6.0).reshape(2, 3)), torch.nn.Parameter(torch.ones(2))]
+    around = Around(weights)
+    with around.moved(torch.full((8,), 0.3)):
+        assert weights[1].tolist() == pytest.approx([1.3, 1.3])
+    around.settle(torch.zeros(8))
+    assert weights[0].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert weights[1].tolist() == [1, 1]
+
+
+def test_the_rest_of_a_batch_is_left_out_when_the_policy_has_moved_too_far(tiny_model, tmp_path):
+    options = {"algorithm": "grpo", "steps": 2, "inner_epochs": 4, "warmup_ratio": 0.0}
+    train_online(job(tiny_model, tmp_path / "bound", max_step_kl=1e-3, **options), no_progress)
+    train_online(job(tiny_model, tmp_path / "free", **options), no_progress)
+    # the first step of a batch is always taken; the second shows how far it went
+    assert [row["step"] for row in metrics(tmp_path / "bound")] == [1, 2, 5, 6]
+    assert [row["step"] for row in metrics(tmp_path / "free")] == list(range(1, 9))
+
+
+def test_the_config_knows_every_row_and_column_of_the_table():
+    columns = {one.name for one in fields(Algorithm)} - {"source", "update"}
+    assert set(AlgorithmSection.model_fields) - {"name"} == columns
+    assert set(get_args(AlgorithmName)) == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            {"algorithm": "grpo", "num_completions": 1},
+            "grpo compares the completions of a prompt; sample at least 2",
+        ),
+        ({"algorithm": {"name": "grpo", "gae_lambda": 0.9}}, "gae_lambda = 0.9: nothing reads it"),
+        ({"algorithm": "ppo_ptx"}, "pretraining: goes with algorithm.ptx_coef"),
+        ({"algorithm": "grpo", "critic": {"start": "policy"}}, "critic: grpo has none"),
+        (
+            {"algorithm": "reinforce", "inner_epochs": 2},
+            "reinforce weighs by no ratio, so a batch serves once",
+        ),
+        ({"algorithm": "trpo", "minibatches": 2}, "trpo takes one step a batch"),
+        ({"algorithm": "dapo", "kl_target": 1.0}, "kl_target: dapo has no KL"),
+        ({"algorithm": "grpo", "minibatches": 9}, "a batch of 8 prompts cannot be cut into more"),
+        (
+            {"algorithm": "grpo", "overlong_margin": 9},
+            "overlong_margin: cannot be longer than max_new_tokens",
+        ),
+        ({"algorithm": "grpo", "num_prompts": 4}, "prompts_per_step = 8: there are 4 prompts"),
+    ],
+)
+def test_what_does_not_fit_together_is_told(options, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        RlSection(**{**OPTIONS, **options})
+
+
+def test_the_weight_of_the_kl_follows_its_target(tiny_model, tmp_path):
+    options = {"algorithm": {"name": "ppo", "kl_coef": 0.1}, "steps": 3, "kl_target": 1000.0, "kl_gain": 0.5}
+    train_online(job(tiny_model, tmp_path, **options), no_progress)
+    # far below the target the relative error is cut at -0.2: each batch multiplies by 1 - 0.5 * 0.2
+    found = [row["rl/kl_coef"] for row in metrics(tmp_path)]
+    assert found == pytest.approx([0.1, 0.09, 0.081], rel=1e-6)
+
+
+def test_what_cannot_be_scored_is_left_out_and_counted(tiny_model, tmp_path):
+    with pytest.raises(InputError, match="no prompt of batch 1 can be learned from: 8 not_scored"):
+        train_online(job(tiny_model, tmp_path / "a", scorer=RefusesOne, algorithm="grpo"), no_progress)
+    with pytest.raises(InputError, match="8 prompt_too_long"):
+        train_online(job(tiny_model, tmp_path / "b", algorithm="grpo", max_prompt_length=2), no_progress)
+    stats = train_online(job(tiny_model, tmp_path / "c", algorithm="grpo", steps=2), no_progress)
+    assert stats["rows"]["prompts"] == 16
+
+
+def test_penalties_make_what_is_optimised(tiny_model):
+    there = learning(
+        tiny_model, algorithm="grpo", unfinished_penalty=2.0, length_penalty=0.25, score_clip=0.01
+    ).rollouts
+    scored = there._scored(list(enumerate(there._sampled(PROMPTS[:4], 0))))
+    expected = [
+        min(score.value, 0.01) - 2.0 * (one.finish_reason == "length") - 0.25 * len(one.token_ids)
+        for group in scored
+        for score, one in zip(group.scores, group.group.completions, strict=True)
+    ]
+    assert there._shaped(scored).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_pretraining_tokens_count_as_much_as_the_step_does(tiny_model):
+    there = learning(
+        tiny_model,
+        algorithm={"name": "grpo", "ptx_coef": 3.0, "reduction": "token"},
+        pretraining="builtin:tales/texts",
+        pretraining_rows=1,
+    )
+    codec = load_codec(tiny_model)
+    from prefloop.train.online import _texts
+
+    class Given:
+        texts, options = TEXTS, there.options
+
+    there.rollouts._texts = _texts(Given, codec)
+    samples = next(there.rollouts.steps(0))
+    with_texts = there.loss(there.module, samples)[0]
+    without = there.loss(there.module, [replace(one, texts=()) for one in samples])[0]
+    tokens = sum(sum(one.lengths) for one in samples)
+    texts = [text for one in samples for text in one.texts]
+    nll = -float(there.module.policy(there.module.batch(texts)).mean())
+    # after the step's division by its tokens: 3 times the mean negative log-likelihood
+    assert float(with_texts - without) / tokens == pytest.approx(3.0 * nll, rel=1e-4)
+
+
+def test_a_critic_starts_from_a_reward_model_of_the_same_tokens(tiny_model, tmp_path):
+    model, codec = new_reward_model(tiny_model, RUNTIME)
+    torch.nn.init.constant_(model.score.weight, 0.01)
+    save_model(model, codec.tokenizer, tmp_path / "reward", dtype="float32")
+    options = {"algorithm": "ppo", "steps": 1, "critic": {"learning_rate": 1e-2}}
+    train_online(job(tiny_model, tmp_path / "own", reward=tmp_path / "reward", **options), no_progress)
+    started, zero = metrics(tmp_path / "own")[0]["train/value"], None
+    train_online(job(tiny_model, tmp_path / "zero", **options), no_progress)
+    zero = metrics(tmp_path / "zero")[0]["train/value"]
+    assert not math.isclose(started, zero)
+    codec.tokenizer.add_tokens(["<new>"])
+    codec.tokenizer.save_pretrained(tmp_path / "reward")
+    with pytest.raises(InputError, match="has other tokens than the policy"):
+        train_online(job(tiny_model, tmp_path / "other", reward=tmp_path / "reward", **options), no_progress)
