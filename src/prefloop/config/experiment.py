@@ -159,6 +159,11 @@ class Experiment(Section):
                 "rl.reward: needs a reward model that scores; set reward.model, reward.data or reward.seed_prompts, "
                 "or name another scorer"
             )
+        runtime = self.runtime
+        if runtime.deepspeed is not None or (runtime.sharding == "fsdp" and runtime.num_processes > 1):
+            return "runtime.sharding, deepspeed: rl samples from the weights that it trains, which must be whole"
+        if self.rl.algorithm.row.update == "trust_region" and runtime.num_processes > 1:
+            return "runtime.num_processes: trpo runs in one process; set it to 1"
         if self.loop.batches and not self.labels_teach_reward:
             return (
                 "loop.batches: with rl only a reward model learns from labels, and none does; set loop.batches=0, or "

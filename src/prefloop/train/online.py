@@ -63,7 +63,6 @@ class RlJob:
 
 def train_online(job: RlJob, progress: Progress) -> dict[str, Any]:
     """Trains and saves the policy to `job.out / "model"`; returns its statistics."""
-    _check(job)
     settle(job.runtime)
     options, codec = job.options, load_codec(job.start)
     row = options.algorithm.row
@@ -115,22 +114,6 @@ def train_online(job: RlJob, progress: Progress) -> dict[str, Any]:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
-
-
-def _check(job: RlJob) -> None:
-    """Raises InputError for what cannot be combined."""
-    runtime, options = job.runtime, job.options
-    if runtime.deepspeed is not None or (runtime.sharding != "none" and runtime.num_processes > 1):
-        raise InputError(
-            "rl: samples from the weights that it trains, which must be whole; leave runtime.sharding and deepspeed out"
-        )
-    if options.algorithm.row.update == "trust_region" and runtime.num_processes > 1:
-        raise InputError("rl.algorithm: trpo runs in one process; set runtime.num_processes=1")
-    if len(job.prompts) < options.prompts_per_step:
-        raise InputError(
-            f"rl.prompts_per_step = {options.prompts_per_step}: there are {len(job.prompts)} prompts; raise rl.num_prompts "
-            "or ask about fewer at once"
-        )
 
 
 def _trainable(model: Any, job: RlJob, task: str) -> Any:
