@@ -14,8 +14,10 @@ from prefloop.config import AlgorithmSection, RlSection, RuntimeSection
 from prefloop.config.rl import AlgorithmName
 from prefloop.forward import LogpsModule
 from prefloop.interfaces import InputError, no_progress
+from prefloop.launch import run_job
 from prefloop.modeling import load_codec, load_policy, new_reward_model, save_model
 from prefloop.records import Message, Prompt, Refusal, Score, Text
+from prefloop.stages.reinforce import sampler
 from prefloop.train.actor import ActorCritic
 from prefloop.train.online import Around, Learning, RlJob, train_online
 from prefloop.train.rollouts import Rollouts
@@ -68,6 +70,7 @@ def job(tiny_model, out, *, runtime=RUNTIME, scorer=LikesLowIds, reward=None, **
         critic=reward,
         prompts=PROMPTS,
         texts=TEXTS if section.pretraining else (),
+        sampler=sampler,
         scorer=scorer,
         options=section,
         dtype="float32",
@@ -91,6 +94,7 @@ def learning(tiny_model, **options) -> Learning:
     rollouts = Rollouts(
         ActorCritic(policy, None),
         reference,
+        sampler,
         LikesLowIds(),
         codec,
         PROMPTS,
@@ -358,3 +362,25 @@ def test_a_critic_starts_from_a_reward_model_of_the_same_tokens(tiny_model, tmp_
     codec.tokenizer.save_pretrained(tmp_path / "reward")
     with pytest.raises(InputError, match="has other tokens than the policy"):
         train_online(job(tiny_model, tmp_path / "other", reward=tmp_path / "reward", **options), no_progress)
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_same_steps_as_one(tiny_model, tmp_path):
+    options = {
+        "algorithm": {"name": "ppo_ptx", "ptx_coef": 0.5},
+        "pretraining": "builtin:tales/texts",
+        "pretraining_rows": 1,
+        "steps": 2,
+        "minibatches": 2,
+        "max_step_kl": 10.0,
+        "warmup_ratio": 0.0,
+    }
+    found = []
+    for number in (1, 2):
+        runtime = RUNTIME.model_copy(update={"num_processes": number})
+        one = job(tiny_model, tmp_path / str(number), runtime=runtime, **options)
+        stats = run_job(train_online, one, runtime, no_progress)
+        found.append([row["train/loss"] for row in metrics(tmp_path / str(number))])
+        assert stats["rows"] == {"prompts": 16}
+    assert len(found[0]) == 4
+    assert found[1] == pytest.approx(found[0], abs=2e-4)

@@ -161,7 +161,9 @@ class Experiment(Section):
             )
         runtime = self.runtime
         if runtime.deepspeed is not None or (runtime.sharding == "fsdp" and runtime.num_processes > 1):
-            return "runtime.sharding, deepspeed: rl samples from the weights that it trains, which must be whole"
+            return (
+                "runtime.sharding, deepspeed: rl samples from the weights that it trains, which must be whole"
+            )
         if self.rl.algorithm.row.update == "trust_region" and runtime.num_processes > 1:
             return "runtime.num_processes: trpo runs in one process; set it to 1"
         if self.loop.batches and not self.labels_teach_reward:

@@ -235,11 +235,14 @@ def _ridge_figure(report: "Report", distribution: "Distribution") -> Figure:
     )
 
 
-Field = Literal["loss", "accuracy", "margin", "chosen_logps", "rejected_logps"]
+Field = Literal["loss", "accuracy", "margin", "chosen_logps", "rejected_logps", "score", "kl", "length"]
 TRAINING_FIGURES: tuple[tuple[str, str, tuple[str, ...], tuple[Field, ...], float | None], ...] = (
     ("SFT loss", "loss, nats per token", ("base", "sft"), ("loss",), None),
     ("Reward-model loss", "loss, nats per pair", ("reward",), ("loss",), None),
-    ("Policy loss", "loss per pair", ("policy",), ("loss",), None),
+    ("Score of the policy's own samples", "score", ("policy",), ("score",), None),
+    ("Distance from the reference", "KL, nats per completion", ("policy",), ("kl",), 0.0),
+    ("Length of the policy's own samples", "tokens", ("policy",), ("length",), None),
+    ("Policy loss", "loss", ("policy",), ("loss",), None),
     ("Policy pair accuracy", "share ordered right", ("policy",), ("accuracy",), 0.5),
     ("Policy margin", "implicit reward margin", ("policy",), ("margin",), 0.0),
     ("Chosen and rejected", "log-probability, nats", ("policy",), ("chosen_logps", "rejected_logps"), None),

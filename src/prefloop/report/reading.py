@@ -256,7 +256,9 @@ def _curve(path: Path) -> Iterator[TrainingPoint]:
             return
         if "train/loss" in row:
             names = ("loss", "accuracy", "margin", "chosen_logps", "rejected_logps")
-            yield TrainingPoint(row["step"], *(as_number(row.get(f"train/{name}")) for name in names))
+            trained = (as_number(row.get(f"train/{name}")) for name in names)
+            sampled = (as_number(row.get(f"rl/{name}")) for name in ("score", "kl", "length"))
+            yield TrainingPoint(row["step"], *trained, *sampled)
 
 
 def _thinned(points: Sequence[TrainingPoint]) -> Iterator[TrainingPoint]:

@@ -103,6 +103,12 @@ class TrainingPoint:
     margin: float | None
     chosen_logps: float | None
     rejected_logps: float | None
+    score: float | None
+    """Of the samples that the policy learned from, as for the next two; by reinforcement only."""
+    kl: float | None
+    """To the reference, nats a completion."""
+    length: float | None
+    """Tokens."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,18 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 from prefloop import data
-from prefloop.config import CompositeAnnotator, Experiment, RewardModelAnnotator, uses_loop_reward
-from prefloop.interfaces import InputError
+from prefloop.config import (
+    CompositeAnnotator,
+    Experiment,
+    GenerateSection,
+    RewardModelAnnotator,
+    RuntimeSection,
+    uses_loop_reward,
+)
+from prefloop.interfaces import Generator, InputError
 from prefloop.launch import run_job
 from prefloop.records import Prompt
 from prefloop.stages.shared import (
@@ -51,6 +59,7 @@ def reinforce(
             critic=model_folder(own_critic) if own_critic else folder,
             prompts=tuple(rows),
             texts=tuple(texts.rows) if texts else (),
+            sampler=sampler,
             scorer=functools.partial(gold_scorer, x, options.reward, reward),
             options=options,
             dtype=x.model.dtype,
@@ -84,6 +93,17 @@ def reinforce(
         external=external,
         work=f"{options.algorithm.name}, {options.steps} batches of {sampled} samples",
     )
+
+
+def sampler(
+    model: Any, codec: Any, options: GenerateSection, *, seed: int, version: int, runtime: RuntimeSection
+) -> Generator:
+    """Samples in this process, from the weights in training."""
+    from prefloop.generate.groups import Author
+    from prefloop.generate.hf import hf_generator
+
+    author = Author("policy in training", version)
+    return hf_generator(model, codec, options, seed=seed, author=author, runtime=runtime)
 
 
 def _critic(x: Experiment) -> str | None:

@@ -32,7 +32,7 @@ from prefloop.records import Prompt, Text
 from prefloop.train.actor import ActorCritic, Said
 from prefloop.train.adapters import merged, trainable
 from prefloop.train.loop import Metrics, Task, fit
-from prefloop.train.rollouts import Rollouts, Sample
+from prefloop.train.rollouts import GeneratorOf, Rollouts, Sample
 from prefloop.trust_region import Tried, difference_product, flat, line_search, natural_step, unflat
 
 BOUND = 0.01
@@ -52,6 +52,7 @@ class RlJob:
     """A reward model to begin the critic with; None for the policy's own trunk."""
     prompts: tuple[Prompt, ...]
     texts: tuple[Text, ...]
+    sampler: GeneratorOf
     scorer: Callable[[], Scorer]
     """Makes the scorer in the process that uses it."""
     options: RlSection
@@ -78,6 +79,7 @@ def train_online(job: RlJob, progress: Progress) -> dict[str, Any]:
     rollouts = Rollouts(
         module,
         reference,
+        job.sampler,
         job.scorer(),
         codec,
         job.prompts,

@@ -5,9 +5,9 @@ Made batch by batch while the policy is trained, from the weights as they are th
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,10 +19,8 @@ from prefloop.advantages import Moments, advantages_of, completion_returns
 from prefloop.algorithms import vary
 from prefloop.batches import Codec, TokenGroup
 from prefloop.config import GenerateSection, RlSection, RuntimeSection
-from prefloop.forward import LogpsModule, all_token_logps, all_values
-from prefloop.generate.groups import Author, PolicyGenerator
-from prefloop.generate.hf import HfSampler
-from prefloop.interfaces import InputError, Scorer
+from prefloop.forward import LogpsModule, all_token_logps, all_values, plain
+from prefloop.interfaces import Generator, InputError, Scorer
 from prefloop.launch import processes
 from prefloop.losses import adapted_kl_coef, counted, kl_k1
 from prefloop.records import Group, Prompt, Refusal, Score, content_id
@@ -30,6 +28,21 @@ from prefloop.train.actor import ActorCritic
 
 ROLLOUTS, TEXTS = 1, 2
 """Tell random numbers for different purposes from one another."""
+
+
+class GeneratorOf(Protocol):
+    """Makes a generator of a model that is in memory, adapters inside, with the weights that it has when it is asked."""
+
+    def __call__(
+        self,
+        model: Any,
+        codec: Codec,
+        options: GenerateSection,
+        *,
+        seed: int,
+        version: int,
+        runtime: RuntimeSection,
+    ) -> Generator: ...
 
 
 @dataclass(frozen=True)
@@ -101,6 +114,7 @@ class Rollouts:
         self,
         module: ActorCritic,
         reference: LogpsModule | None,
+        sampler: "GeneratorOf",
         scorer: Scorer,
         codec: Codec,
         prompts: Sequence[Prompt],
@@ -121,6 +135,7 @@ class Rollouts:
         self.num_tokens = 0
         """Tokens of the completions of the batch that is being learned from."""
         self._module, self._reference, self._scorer, self._codec = module, reference, scorer, codec
+        self._sampler = sampler
         self._prompts, self._texts = prompts, texts
         self._dtype, self._seed, self._runtime = dtype, seed, runtime
         self._figures: dict[str, float] = {}
@@ -129,9 +144,6 @@ class Rollouts:
             max_new_tokens=options.max_new_tokens,
             max_prompt_length=options.max_prompt_length,
         )
-        model: Any = module.policy.model
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._sampler = HfSampler(model, codec, self._sampling, seed=seed, runtime=runtime)
 
     # --- what the optimiser loop asks for ---
 
@@ -221,9 +233,14 @@ class Rollouts:
     def _sampled(self, prompts: Sequence[Prompt], number: int) -> list[Group]:
         # another seed for each batch: a prompt that comes again is answered anew
         seed = int(content_id("rollout", self._seed, number), 16) >> 33
-        self._sampler.seed = seed
-        author = Author("policy in training", number)
-        generator = PolicyGenerator(self._sampler, self._codec, self._sampling, seed=seed, author=author)
+        generator = self._sampler(
+            plain(self._module.policy.model),
+            self._codec,
+            self._sampling,
+            seed=seed,
+            version=number,
+            runtime=self._runtime,
+        )
         with self._autocast():
             return list(generator.generate(prompts))
 
@@ -371,10 +388,6 @@ class Rollouts:
             self.standing.kl_coef = adapted_kl_coef(
                 self.standing.kl_coef, kl, target=self.options.kl_target, gain=self.options.kl_gain
             )
-
-
-ScorerOf = Callable[[], Scorer]
-"""Makes the scorer within the process that uses it."""
 
 
 def _lengths(scored: Sequence[Scored]) -> Tensor:
