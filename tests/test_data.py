@@ -179,6 +179,12 @@ def test_a_file_without_rows_is_an_error(tmp_path: Path, text: str):
         read_prompts(SourceSection(path=str(path)))
 
 
+def test_manifests_of_exports_in_a_folder_are_no_rows(tmp_path: Path):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "Why?"}\n')
+    (tmp_path / "pairs.manifest.json").write_text('{"records": 1}')
+    assert [prompt.text for prompt in read_prompts(SourceSection(path=str(tmp_path))).rows] == ["Why?"]
+
+
 def test_a_folder_is_one_source_with_rows_named_by_file(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n')
     (tmp_path / "b.csv").write_text("prompt,note\nb,\n,empty\n")

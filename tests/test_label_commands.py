@@ -326,6 +326,37 @@ def test_a_file_asks_about_no_more_completions_than_people_can_rank(store, tmp_p
     assert [(one.kind, len(one.completion_ids)) for one in tasks(store)] == [("rank", 9)] * 2
 
 
+def test_people_are_asked_anew_about_what_a_file_has_judged(store, tmp_path):
+    rows = [
+        {"prompt": "Two?", "ranked_responses": ["yes", "no"]},
+        {"prompt": "Three?", "ranked_responses": ["1.", "2.", "3."]},
+        {"prompt": "Many?", "ranked_responses": [f"{one}." for one in range(16)]},
+    ]
+    file = tmp_path / "ranked.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    label("project", "create", PROJECT, store=store)
+    assert label("import", "groups", file, "--tasks-only", store=store) == (
+        f"project {PROJECT}: 3 tasks, 0 judgements from 3 rows; 1 ask about the first 9 completions only; "
+        "3 judgements of the file left out\n"
+    )
+    assert [(one.kind, one.valid, one.done_at) for one in tasks(store)] == [
+        ("pairwise", 0, None),
+        ("rank", 0, None),
+        ("rank", 0, None),
+    ]
+    assert judge(store, PROJECT, always(strength=1), most=1) == 1
+
+
+def test_an_import_asks_what_the_project_asks_where_that_fits(store, tmp_path):
+    settings, file = tmp_path / "settings.yaml", tmp_path / "groups.jsonl"
+    settings.write_text("kind: edit\n")
+    rows = [{"prompt": "One?", "responses": ["1."]}, {"prompt": "Two?", "responses": ["1.", "2."]}]
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    label("project", "create", PROJECT, "--settings", settings, store=store)
+    label("import", "groups", file, store=store)
+    assert [one.kind for one in tasks(store)] == ["edit", "pairwise"]
+
+
 def test_a_judgement_of_more_than_a_task_shows_is_counted_and_left_out(store, tmp_path):
     row = {"prompt": "Why?", "ranked_responses": [f"{one}." for one in range(16)]}
     file = tmp_path / "groups.jsonl"

@@ -24,6 +24,8 @@ WRAPPERS = ("data", "instances")
 CELL_LIMIT = (1 << 31) - 1
 """Longest text in a .csv cell; the csv module's own limit of 131,072 is too short for conversations."""
 HUB_TIMEOUT_S = 30.0
+MANIFEST = ".manifest.json"
+"""What an export of labels says about the file beside it."""
 
 
 class Broken(NamedTuple):
@@ -76,7 +78,7 @@ def _data_files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder; a data set of the hub is written {HUB}owner/name")
     files = sorted(one for one in path.iterdir() if one.is_file() and _suffix(one) in READERS)
-    files = [one for one in files if not one.name.startswith(".")]
+    files = [one for one in files if not one.name.startswith(".") and not one.name.endswith(MANIFEST)]
     if not files:
         raise InputError(f"{path}: no data files directly in this folder; prefloop reads {_readable()}")
     return files

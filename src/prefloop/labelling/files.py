@@ -25,7 +25,7 @@ from prefloop.labels.formats.reading import ImportFormat, ImportOptions, TaskRea
 from prefloop.labels.formats.table import FORMATS
 from prefloop.labels.formats.writing import Manifest, write_export
 from prefloop.labels.streaming import judgement_rows, up_to
-from prefloop.labels.transfer import bring_in, note_export
+from prefloop.labels.transfer import ask_anew, bring_in, note_export
 from prefloop.screen import console
 
 FORMAT_NAMES = ", ".join(FORMATS)
@@ -162,6 +162,12 @@ def import_(
     format: FormatArgument,
     file: Annotated[Path, typer.Argument(help="File with prompts and completions, perhaps with judgements.")],
     bad_rows: BadRows = False,
+    tasks_only: Annotated[
+        bool,
+        typer.Option(
+            "--tasks-only", help="Ask people anew: leave out what the file says about its completions."
+        ),
+    ] = False,
     field: Fields = None,
     labelstudio_config: LabelStudioConfig = "",
     limit: RowLimit = None,
@@ -182,12 +188,13 @@ def import_(
     )
     with opened(store, workspace) as database:
         name = the_project(database, project)
-        brought = bring_in(database, name, reader)
+        brought = (ask_anew if tasks_only else bring_in)(database, name, reader)
     dropped = in_words(reader.dropped)
     console.print(
         f"project {name}: {brought.tasks} tasks, {brought.judgements} judgements from {reader.rows_in} rows"
         + (f"; {brought.cut} ask about the first {MOST_RANKED} completions only" if brought.cut else "")
         + (f"; {brought.refused} judgements of more than a task can show" if brought.refused else "")
+        + (f"; {brought.unheard} judgements of the file left out" if brought.unheard else "")
         + (f"; left out: {dropped}" if dropped else ""),
         highlight=False,
         soft_wrap=True,

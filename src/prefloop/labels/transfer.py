@@ -5,7 +5,7 @@ Everything is named by its content, so a file that is brought in twice is there 
 
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -19,7 +19,7 @@ from prefloop.labels.errors import NotFound
 from prefloop.labels.formats.incoming import ImportedTask
 from prefloop.labels.people import LONGEST_NAME, add_person, find_person, join_project
 from prefloop.labels.projects import COMPLETIONS, Kind
-from prefloop.labels.publish import NewTask, publish_tasks
+from prefloop.labels.publish import NewTask, project_config, publish_tasks
 from prefloop.labels.rows import JudgementRow
 from prefloop.labels.schema import export, judgement, task
 from prefloop.records import content_id
@@ -28,7 +28,9 @@ TASKS_A_TRANSACTION = 200
 IMPORTED = "import"
 """The strategy by which such tasks were chosen: nobody here knows."""
 KIND_BY_NUMBER: dict[int, Kind] = {0: "demonstration", 1: "form", 2: "pairwise"}
-"""What is asked about so many completions that nothing was said about; more are ranked."""
+"""What is asked about so many completions where the project's own kind does not fit; more are ranked."""
+NEEDS_PAYLOAD: tuple[Kind, ...] = ("rules", "prompt")
+"""Kinds that ask about more than a prompt and its completions."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +43,43 @@ class Brought:
     """Tasks that ask about the first completions of more than people can rank."""
     refused: int = 0
     """Judgements about a number of completions that no task can show."""
+    unheard: int = 0
+    """Judgements that were left out, so that people are asked anew."""
 
 
 def bring_in(database: Database, project_id: str, imported: Iterable[ImportedTask]) -> Brought:
     """Publishes tasks, and stores what was said about them as judgements of people called after their source."""
     remaining, total = iter(imported), Brought()
+    kind = database.read(lambda c: project_config(c, project_id)).kind
     while some := list(islice(remaining, TASKS_A_TRANSACTION)):
         now = database.now()
-        new = database.write(lambda c, some=some, now=now: _bring(c, now, project_id, some))
-        total = Brought(*(a + b for a, b in zip(astuple(total), astuple(new), strict=True)))
+        new = database.write(lambda c, some=some, now=now: _bring(c, now, project_id, kind, some))
+        total = _sum(total, new)
     return total
 
 
-def _bring(connection: sa.Connection, now: int, project_id: str, imported: Sequence[ImportedTask]) -> Brought:
-    read = [one for row in imported for one in _tasks(project_id, row)]
+def ask_anew(database: Database, project_id: str, imported: Iterable[ImportedTask]) -> Brought:
+    """Publishes tasks as if nobody had said anything about them yet."""
+    unheard = 0
+
+    def unanswered() -> Iterator[ImportedTask]:
+        nonlocal unheard
+        for one in imported:
+            unheard += len(one.judgements)
+            yield replace(one, judgements=())
+
+    brought = bring_in(database, project_id, unanswered())
+    return replace(brought, unheard=unheard)
+
+
+def _sum(one: Brought, other: Brought) -> Brought:
+    return Brought(*(a + b for a, b in zip(astuple(one), astuple(other), strict=True)))
+
+
+def _bring(
+    connection: sa.Connection, now: int, project_id: str, kind: Kind, imported: Sequence[ImportedTask]
+) -> Brought:
+    read = [one for row in imported for one in _tasks(project_id, kind, row)]
     tasks = [(one, rows) for one, rows in read if one.kind and len(one.completions) in COMPLETIONS[one.kind]]
     refused = sum(len(rows) for _, rows in read) - sum(len(rows) for _, rows in tasks)
     cut = sum(not row.judgements and len(row.loop_completions) > MOST_RANKED for row in imported)
@@ -70,13 +95,14 @@ def _bring(connection: sa.Connection, now: int, project_id: str, imported: Seque
     return Brought(len(set(wanted) - known), stored, cut, refused)
 
 
-def _tasks(project_id: str, read: ImportedTask) -> Iterator[tuple[NewTask, list[JudgementRow]]]:
+def _tasks(project_id: str, kind: Kind, read: ImportedTask) -> Iterator[tuple[NewTask, list[JudgementRow]]]:
     """The tasks of a row of a file, each with what was said about it."""
     by_id = {one.id: one for one in read.loop_completions}
     if not read.judgements:
         asked = read.loop_completions[:MOST_RANKED]
         ids = [one.id for one in asked]
-        kind = KIND_BY_NUMBER.get(len(ids), "rank")
+        if len(ids) not in COMPLETIONS[kind] or kind in NEEDS_PAYLOAD:
+            kind = KIND_BY_NUMBER.get(len(ids), "rank")
         name = content_id(IMPORTED, project_id, kind, read.prompt.id, ids)
         yield NewTask(read.prompt, asked, kind=kind, id=name, strategy=IMPORTED), []
     by_task: dict[str, list[JudgementRow]] = {}
