@@ -20,20 +20,32 @@ site, browser, open_page = judging.site, judging.browser, judging.open_page
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 
-def test_twenty_pairs_by_keys_alone_are_stored_exactly(site, open_page):
-    keys = [*"12345678", "t", "b", *"87654321", "T", "B"]
-    _, token, ids = member(site, "kind: pairwise", pairs(20))
+WATCH_POINTERS = """for (const name of ['pointerdown', 'mousedown', 'touchstart', 'wheel'])
+    addEventListener(name, () => (window.touched = true), true)"""
+
+
+def focus_is_seen(page) -> bool:
+    """Whether something that can be seen has the focus."""
+    return page.evaluate("""() => { const one = document.activeElement;
+        return one !== null && one !== document.body && one.getClientRects().length > 0; }""")
+
+
+def test_fifty_pairs_by_keys_alone_are_stored_exactly(site, open_page):
+    keys = ([*"12345678", "t", "b", *"87654321", "T", "B"] * 3)[:50]
+    _, token, ids = member(site, "kind: pairwise", pairs(50))
     page = open_page(token, "/")
-    page.add_init_script("addEventListener('pointerdown', () => (window.touched = true), true)")
+    page.add_init_script(WATCH_POINTERS)
     page.keyboard.press("Enter")  # Start has the focus
     lefts = []
     for key in keys:
         token_of(page)
         lefts.append(page.text_content("[data-text='0']").split()[0])
         page.keyboard.press(key)
+        assert focus_is_seen(page)
         send(page)
     assert page.evaluate("window.touched") is None
     stored = {one.task_id: one.value for one in of_tasks(site, ids)}
+    assert len(stored) == len(of_tasks(site, ids)) == 50
     for key, left, task_id in zip(keys, lefts, ids, strict=True):
         if key.isdigit():
             strength = int(key) if left == "zero" else 9 - int(key)
@@ -53,13 +65,26 @@ RANKINGS = [
     (["j", "=", "j", "="], ["ABC", "D", "E"], ""),
     (["o"], ["A", "B", "C", "D", "E"], ""),
     (["j", "Shift+J", "=", "k", "k", "Alt+ArrowUp"], ["A", "BC", "D", "E"], ""),
+    (["Shift+J"] * 2, ["B", "C", "A", "D", "E"], ""),
+    (["j"] * 3 + ["Shift+K"], ["A", "B", "D", "C", "E"], ""),
+    (["j", "=", "="], ["A", "B", "C", "D", "E"], ""),
+    (["x"], ["B", "C", "D", "E"], "A"),
+    (["x", "x"], ["B", "C", "D", "E", "A"], ""),
+    (["j"] * 4 + ["="], ["A", "B", "C", "DE"], ""),
+    (["j"] * 4 + ["x"], ["A", "B", "C", "D"], "E"),
+    (["j", "Alt+ArrowDown"], ["A", "C", "B", "D", "E"], ""),
+    (["j"] * 4 + ["Alt+ArrowUp"] * 2, ["A", "B", "E", "C", "D"], ""),
+    (["j"] * 9 + ["Shift+K"], ["A", "B", "C", "E", "D"], ""),
+    (["k", "Shift+K", "o"], ["A", "B", "C", "D", "E"], ""),
+    (["j", "=", "j", "=", "j", "=", "j", "="], ["ABCDE"], ""),
 ]
 
 
-def test_eight_rankings_of_five_by_keys_alone_are_stored_exactly(site, open_page):
+def test_twenty_rankings_of_five_by_keys_alone_are_stored_exactly(site, open_page):
     tasks = [new_task(number, *(f"text {letter}" for letter in "vwxyz")) for number in range(len(RANKINGS))]
     project, token, ids = member(site, "kind: rank", tasks)
     page = open_page(token, f"/judge/{project}")
+    page.evaluate(WATCH_POINTERS)
     orders = []
     for keys, _, _ in RANKINGS:
         token_of(page)
@@ -68,8 +93,11 @@ def test_eight_rankings_of_five_by_keys_alone_are_stored_exactly(site, open_page
         )
         for key in keys:
             page.keyboard.press(key)
+            assert focus_is_seen(page)
         send(page)
+    assert page.evaluate("window.touched") is None
     stored = {one.task_id: one.value for one in of_tasks(site, ids)}
+    assert len(RANKINGS) == len(of_tasks(site, ids)) == 20
     for (_, groups, unrankable), shown, task_id in zip(RANKINGS, orders, ids, strict=True):
         assert stored[task_id] == {
             "groups": [sorted(shown["ABCDE".index(one)] for one in group) for group in groups],
