@@ -1,7 +1,10 @@
-"""Tiny real models and the development data, shared by all tests."""
+"""Tiny real models, the development data, and a throw-away PostgreSQL, shared by all tests."""
 
+import itertools
 import os
 import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,8 @@ from prefloop.config import RuntimeSection
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # benchmarks are a package beside src that nobody installs
 SHARED = Path(os.environ.get("PREFLOOP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
@@ -46,3 +51,39 @@ def tiny_model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "model"
     make_tiny_model([one.text for one in tales.texts(500)], folder, seed=0)
     return folder
+
+
+# --- label stores ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    from benchmarks.label import postgres
+
+    if postgres.programs() is None:
+        pytest.skip("PostgreSQL is not installed")
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    with postgres.cluster(settings=["fsync=off"]) as url:
+        yield url
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def postgres_url(postgres_server) -> Iterator[str]:
+    """An empty database on a server of our own."""
+    from benchmarks.label import postgres
+
+    with postgres.new_database(postgres_server, f"labels_{next(_numbers)}") as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def any_place(request, tmp_path) -> str:
+    """Where a label store can be made: the same test on both databases."""
+    return (
+        str(tmp_path / "labels.sqlite")
+        if request.param == "sqlite"
+        else request.getfixturevalue("postgres_url")
+    )

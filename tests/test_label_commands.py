@@ -39,7 +39,7 @@ def store(tmp_path) -> Path:
     return tmp_path / "labels.sqlite"
 
 
-def label(*words: object, store: Path | None = None, typed: str = "") -> str:
+def label(*words: object, store: Path | str | None = None, typed: str = "") -> str:
     """What a command prints. Raises what it ends with."""
     given = ["label", *map(str, words), *(["--store", str(store)] if store else [])]
     done = CliRunner().invoke(app, given, input=typed, env={"COLUMNS": "200"})
@@ -166,14 +166,14 @@ def test_a_judged_text_neither_steers_the_terminal_nor_passes_for_one_of_our_lin
     assert said.count("\nANSWER B") == 1
 
 
-def test_status_tells_how_far_rounds_are_and_who_did_how_much(store):
-    wait_for_people(store, 3)
-    judge(store, PROJECT, likes("left"), name="ada", most=1)
-    judge(store, PROJECT, always(skip="unclear"), name="bob", most=1)
-    said = label("status", store=store)
+def test_status_tells_how_far_rounds_are_and_who_did_how_much(any_place):
+    wait_for_people(any_place, 3)
+    judge(any_place, PROJECT, likes("left"), name="ada", most=1)
+    judge(any_place, PROJECT, always(skip="unclear"), name="bob", most=1)
+    said = label("status", store=any_place)
     assert "server: not running" in said
     assert "2/3" in said and "ada" in said and "bob" in said
-    found = json.loads(label("status", "--json", store=store))["projects"][PROJECT]
+    found = json.loads(label("status", "--json", store=any_place))["projects"][PROJECT]
     assert [(one["number"], one["settled"], one["tasks"]) for one in found["rounds"]] == [(1, 2, 3)]
     assert [(one["name"], one["valid"], one["skipped"]) for one in found["people"]] == [
         ("ada", 1, 0),
@@ -181,7 +181,7 @@ def test_status_tells_how_far_rounds_are_and_who_did_how_much(store):
     ]
 
 
-def wait_for_people(store: Path, number: int, **options) -> Waiting:
+def wait_for_people(store: Path | str, number: int, **options) -> Waiting:
     asked = []
     for index in range(number):
         one = new_task(index)
@@ -191,30 +191,31 @@ def wait_for_people(store: Path, number: int, **options) -> Waiting:
     return waiting.value
 
 
-def test_a_round_is_frozen_by_hand_once_and_has_a_budget(store):
-    waiting = wait_for_people(store, 2)
-    judge(store, PROJECT, likes("left"), most=1)
+def test_a_round_is_frozen_by_hand_once_and_has_a_budget(any_place):
+    waiting = wait_for_people(any_place, 2)
+    judge(any_place, PROJECT, likes("left"), most=1)
     assert (
-        label("round", "budget", "--cents", "50", store=store) == "round 1 may cost 50 cents; 0 are spent\n"
+        label("round", "budget", "--cents", "50", store=any_place)
+        == "round 1 may cost 50 cents; 0 are spent\n"
     )
-    assert label("round", "freeze", store=store) == "round 1 is frozen at judgement 1: 1 of 2 judged\n"
+    assert label("round", "freeze", store=any_place) == "round 1 is frozen at judgement 1: 1 of 2 judged\n"
     assert waiting.look is not None and waiting.look() == (2, 2)
-    with opened(store) as database:
+    with opened(any_place) as database:
         (kept,) = database.read(lambda c: c.execute(sa.select(schema.quality.c.figures)).scalars().all())
     assert (kept["judgements"], kept["watermark"]) == (1, 1)
     with pytest.raises(Conflict, match="round 1 is frozen already"):
-        label("round", "freeze", store=store)
+        label("round", "freeze", store=any_place)
     with pytest.raises(Conflict, match="no policy has been trained on it yet"):
-        label("round", "promote", store=store)
+        label("round", "promote", store=any_place)
     with pytest.raises(NotFound, match="has no round 7; it has 1 to 1"):
-        label("round", "reject", "7", store=store)
+        label("round", "reject", "7", store=any_place)
 
 
-def test_decisions_about_a_policy_are_kept_and_the_last_one_counts(store):
-    wait_for_people(store, 1)
-    judge(store, PROJECT, likes("left"))
-    label("round", "freeze", store=store)
-    with opened(store) as database:
+def test_decisions_about_a_policy_are_kept_and_the_last_one_counts(any_place):
+    wait_for_people(any_place, 1)
+    judge(any_place, PROJECT, likes("left"))
+    label("round", "freeze", store=any_place)
+    with opened(any_place) as database:
         (found,) = database.read(lambda c: rounds.rounds_of(c, PROJECT))
         database.write(lambda c: rounds.set_state(c, 0, found.id, "promoted", policy_out="p1"))
         for id, parent, state in (("p0", "", "retired"), ("p1", "p0", "current")):
@@ -223,11 +224,11 @@ def test_decisions_about_a_policy_are_kept_and_the_last_one_counts(store):
                     c, id, uri="", parent_id=parent, iteration=1, state=state
                 )
             )
-        assert "p1 is rolled back" in label("round", "rollback", store=store)
+        assert "p1 is rolled back" in label("round", "rollback", store=any_place)
         assert states(database) == {"p0": "current", "p1": "retired"}
         with pytest.raises(Conflict, match="none to roll back"):
-            label("round", "rollback", store=store)
-        assert "p1 is promoted" in label("round", "promote", "1", store=store)
+            label("round", "rollback", store=any_place)
+        assert "p1 is promoted" in label("round", "promote", "1", store=any_place)
         assert states(database) == {"p0": "retired", "p1": "current"}
         assert database.read(lambda c: rounds.decisions(c, PROJECT)) == {"p1": "promote"}
 
@@ -394,10 +395,15 @@ def test_agreement_is_shown_with_intervals_and_unanimity_is_undefined(store):
     judge(store, PROJECT, likes("left"), name="ada")
     judge(store, PROJECT, likes("left"), name="bob", most=6)
     found = json.loads(label("agreement", "--json", store=store))
+def test_agreement_is_shown_with_intervals_and_unanimity_is_undefined(any_place):
+    publish(any_place, *(new_task(index) for index in range(6)), overlap=2)
+    judge(any_place, PROJECT, likes("left"), name="ada")
+    judge(any_place, PROJECT, likes("left"), name="bob", most=6)
+    found = json.loads(label("agreement", "--json", store=any_place))
     assert found["measures"]["choice, raw"]["value"] == 1.0
     assert found["measures"]["choice, alpha (nominal)"]["value"] is None
     assert [one["judgements"] for one in found["people"]] == [6, 6]
-    assert "undefined" in label("agreement", store=store)
+    assert "undefined" in label("agreement", store=any_place)
 
 
 # --- judges ----------------------------------------------------------------------------------------------------------

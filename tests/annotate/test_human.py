@@ -17,6 +17,7 @@ from prefloop.config import HumanAnnotator, SelectSection
 from prefloop.interfaces import InputError, Waiting
 from prefloop.labels import queue, rounds, schema
 from prefloop.labels.errors import Frozen
+from prefloop.labels.serving import shown_place
 from prefloop.records import Comparison, Group, Message, Prompt, Refusal, Score, file_completion
 
 PROJECT = "tales"
@@ -35,17 +36,17 @@ def questions(number: int) -> list[Question]:
 
 
 @pytest.fixture
-def store(tmp_path) -> Path:
-    return tmp_path / "labels.sqlite"
+def store(any_place) -> str:
+    return any_place
 
 
-def ask(store: Path, asked: list[Question], **options):
+def ask(store: str, asked: list[Question], **options):
     """What people said, as rows; Waiting where it is too little."""
     found, rows = People(HumanAnnotator(kind="human", **options), Asked(str(store), PROJECT)).judge(asked)
     return found, list(rows)
 
 
-def publish(store: Path, asked: list[Question], **options) -> None:
+def publish(store: str, asked: list[Question], **options) -> None:
     with pytest.raises(Waiting):
         ask(store, asked, **options)
 
@@ -57,7 +58,7 @@ def test_a_round_waits_until_its_quorum_is_judged_and_says_how_to_go_on(store):
         Waiting, match=r"1 of 3 judged in round 1 of tales, 3 wanted; label in a browser with"
     ) as caught:
         ask(store, questions(3))
-    assert f"--store {store}" in str(caught.value)
+    assert f"--store {shown_place(store)}" in str(caught.value)
     assert caught.value.look is not None
     assert caught.value.look() == (1, 3)
     judge(store, PROJECT, likes("left"))

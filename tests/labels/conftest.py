@@ -2,20 +2,15 @@
 
 import itertools
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # benchmarks are a package beside src that nobody installs
-
-from benchmarks.label import postgres  # noqa: E402
-
-from labels.small_store import QUICK, SmallStore  # noqa: E402
-from prefloop.labels.database import open_database  # noqa: E402
+from benchmarks.label import postgres
+from labels.small_store import QUICK, SmallStore
+from prefloop.labels.database import open_database
 
 
 @pytest.fixture(scope="session")
@@ -42,23 +37,7 @@ def store(quick_folder, migrated_file) -> Iterator[SmallStore]:
         yield opened
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    if postgres.programs() is None:
-        pytest.skip("PostgreSQL is not installed")
-    pytest.importorskip("psycopg", reason="psycopg is not installed")
-    with postgres.cluster(settings=["fsync=off"]) as url:
-        yield url
-
-
 _numbers = itertools.count()
-
-
-@pytest.fixture
-def postgres_url(postgres_server) -> Iterator[str]:
-    """An empty database on a server of our own."""
-    with postgres.new_database(postgres_server, f"labels_{next(_numbers)}") as url:
-        yield url
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +51,7 @@ def migrated_database(postgres_server) -> Iterator[str]:
 @pytest.fixture
 def postgres_store(postgres_server, migrated_database) -> Iterator[SmallStore]:
     """An empty PostgreSQL store with a clock of its own."""
-    name = f"labels_{next(_numbers)}"
+    name = f"small_{next(_numbers)}"
     with (
         postgres.new_database(postgres_server, name, template=migrated_database) as url,
         SmallStore.at(url) as opened,

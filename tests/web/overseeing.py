@@ -127,9 +127,10 @@ class Visit:
 
 
 @contextmanager
-def office(folder: Path, config: str = CONFIG, **options: Any) -> Iterator[Office]:
-    """A store with an open round of a project, and nothing in it yet."""
-    database = open_database(str(folder / "labels.sqlite"), clock=lambda: START_MS / 1000)
+def office(place: Path | str, config: str = CONFIG, **options: Any) -> Iterator[Office]:
+    """A store, in a folder or at a URL, with an open round of a project, and nothing in it yet."""
+    where = str(place / "labels.sqlite") if isinstance(place, Path) else place
+    database = open_database(where, clock=lambda: START_MS / 1000)
 
     def work(connection: sa.Connection) -> None:
         now = database.now()

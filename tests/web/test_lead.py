@@ -31,7 +31,14 @@ FOR_REVIEWERS = ("/review", "/flags")
 
 
 @pytest.fixture
-def desk(tmp_path):
+def desk(any_place):
+    with office(any_place) as made:
+        yield made
+
+
+@pytest.fixture
+def desk_with_files(tmp_path):
+    """Exports are kept beside a store that is a file."""
     with office(tmp_path) as made:
         yield made
 
@@ -300,12 +307,12 @@ def test_tasks_are_found_by_kind_state_tag_annotator_and_text(desk: Office):
     assert visit.get(f"/lead/{PROJECT}/data", params={"kind": "nonsense"}).status_code == 422
 
 
-def test_the_lineage_of_a_task_has_all_revisions_and_the_exports_that_hold_it(desk: Office):
-    desk.publish(pair(1), pair(2))
-    before = desk.says("Xu", "t1", "a", 1)
-    desk.says("Xu", "t1", "b", 8, supersedes=before, revision=1, comment="read it again")
-    desk.says("Xu", "t2", "a", 1)
-    visit = desk.visit("Lea")
+def test_the_lineage_of_a_task_has_all_revisions_and_the_exports_that_hold_it(desk_with_files: Office):
+    desk_with_files.publish(pair(1), pair(2))
+    before = desk_with_files.says("Xu", "t1", "a", 1)
+    desk_with_files.says("Xu", "t1", "b", 8, supersedes=before, revision=1, comment="read it again")
+    desk_with_files.says("Xu", "t2", "a", 1)
+    visit = desk_with_files.visit("Lea")
     assert visit.post(f"/lead/{PROJECT}/export", format="trl-preference", ending=".jsonl").is_redirect
     page = visit.get(f"/lead/{PROJECT}/tasks/t1").text
     for shown in ("read it again", "replaced", "policy-zebra-0", "trl-preference", "1 of its judgements"):
@@ -313,13 +320,13 @@ def test_the_lineage_of_a_task_has_all_revisions_and_the_exports_that_hold_it(de
     assert visit.get(f"/lead/{PROJECT}/tasks/t9").status_code == 404
 
 
-def test_an_export_is_counted_first_and_comes_with_its_manifest(desk: Office):
-    desk.publish(pair(1), pair(2), pair(3), pair(4, expected={"choice": "a"}))
-    desk.says("Xu", "t1", "a", 1)
-    desk.says("Xu", "t2", "b", 8)
-    desk.says("Xu", "t3", "tie")
-    desk.says("Xu", "t4", "a", 2)
-    visit = desk.visit("Lea")
+def test_an_export_is_counted_first_and_comes_with_its_manifest(desk_with_files: Office):
+    desk_with_files.publish(pair(1), pair(2), pair(3), pair(4, expected={"choice": "a"}))
+    desk_with_files.says("Xu", "t1", "a", 1)
+    desk_with_files.says("Xu", "t2", "b", 8)
+    desk_with_files.says("Xu", "t3", "tie")
+    desk_with_files.says("Xu", "t4", "a", 2)
+    visit = desk_with_files.visit("Lea")
     counts = visit.post(f"/lead/{PROJECT}/export/count", format="trl-preference").text
     assert "2 records from 2 of 4 judgements" in counts
     assert "ties" in counts and "gold" in counts
@@ -331,21 +338,21 @@ def test_an_export_is_counted_first_and_comes_with_its_manifest(desk: Office):
     assert (manifest["records"], manifest["drops"]) == (2, {"gold": 1, "tie": 1})
     first = json.loads(content.splitlines()[0])
     assert {"prompt", "chosen", "rejected", "margin"} <= first.keys()
-    (row,) = desk.rows(sa.select(export))
+    (row,) = desk_with_files.rows(sa.select(export))
     assert (row.sha256, row.rows, row.watermark) == (manifest["sha256"], 2, 4)
     assert manifest["sha256"] in visit.get(place).text
 
 
-def test_an_export_of_a_frozen_round_is_the_same_while_labelling_goes_on(desk: Office):
-    desk.publish(pair(1))
-    desk.says("Xu", "t1", "a", 1)
-    visit = desk.visit("Lea")
+def test_an_export_of_a_frozen_round_is_the_same_while_labelling_goes_on(desk_with_files: Office):
+    desk_with_files.publish(pair(1))
+    desk_with_files.says("Xu", "t1", "a", 1)
+    visit = desk_with_files.visit("Lea")
     visit.post(f"/lead/{PROJECT}/rounds/1/freeze")
     sums = []
     for name in ("Yi", "Zoe"):
         visit.post(f"/lead/{PROJECT}/export", format="judgements-raw", ending=".jsonl", round="1")
-        desk.says(name, "t1", "b", 8, state="late")
-        sums = [one.sha256 for one in desk.rows(sa.select(export))]
+        desk_with_files.says(name, "t1", "b", 8, state="late")
+        sums = [one.sha256 for one in desk_with_files.rows(sa.select(export))]
     assert len(sums) == 2 and len(set(sums)) == 1
 
 
@@ -358,13 +365,13 @@ def test_exports_are_limited(tmp_path):
     assert codes == [303, 303, 429]
 
 
-def test_an_export_of_nothing_says_what_was_left_out(desk: Office):
-    desk.publish(pair(1))
-    desk.says("Xu", "t1", "tie")
-    answer = desk.visit("Lea").post(f"/lead/{PROJECT}/export", format="trl-preference")
+def test_an_export_of_nothing_says_what_was_left_out(desk_with_files: Office):
+    desk_with_files.publish(pair(1))
+    desk_with_files.says("Xu", "t1", "tie")
+    answer = desk_with_files.visit("Lea").post(f"/lead/{PROJECT}/export", format="trl-preference")
     assert answer.status_code == 422
     assert "tie 1" in answer.text
-    assert desk.rows(sa.select(export)) == []
+    assert desk_with_files.rows(sa.select(export)) == []
 
 
 # --- flags and guidelines --------------------------------------------------------------------------------------------
@@ -435,8 +442,8 @@ def answer_next(desk: Office, name: str, choice: str) -> str | None:
 
 
 @pytest.fixture
-def school(tmp_path):
-    with office(tmp_path, QUALIFYING) as made:
+def school(any_place):
+    with office(any_place, QUALIFYING) as made:
         made.publish(pair(9))
         made.publish(
             *[

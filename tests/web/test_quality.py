@@ -20,8 +20,8 @@ from prefloop.web.quality import Quality, kept_figures, quality_of
 
 
 @pytest.fixture
-def desk(tmp_path):
-    with office(tmp_path) as made:
+def desk(any_place):
+    with office(any_place) as made:
         yield made
 
 

@@ -156,7 +156,7 @@ def standing(connection: sa.Connection, round_id: str) -> Standing:
         .select_from(task.outerjoin(answers, answers.c.task_id == task.c.id))
         .where(task.c.round_id == round_id, ~task.c.is_gold, task.c.for_annotator.is_(None))
     ).one()
-    return Standing(row[0], row[1] or 0, row[2] or 0)
+    return Standing(row[0], row[1] or 0, int(row[2] or 0))  # PostgreSQL's sum of sums is a Decimal
 
 
 def is_last_word(watermark: int | None = None) -> sa.ColumnElement[bool]:
