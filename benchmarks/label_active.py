@@ -7,24 +7,41 @@ picked pairs is drawn by chance as well. No claim is made where the interval hol
 
 import argparse
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
+from benchmarks.common import RESULTS
+from benchmarks.label.report import write
+from benchmarks.rows import Row, Spread
 from prefloop import config, pipeline
 from prefloop.cli import preset
 from prefloop.config import MAIN_ARM
 from prefloop.pipeline import Watcher
 from prefloop.store import Artefact, Workspace
 
+NAME = "label_active"
 RANDOM_SHARE = 0.2
 CONFIDENCE = 0.95
 CHANCE_ARM = "chance"
 
 
-def final_scores(seed: int, workspace: Workspace, overrides: list[str]) -> tuple[float, float, float]:
-    """Mean hidden quality after the loop with picked and with random pairs, and the random share of the picked."""
+@dataclass(frozen=True)
+class Scores:
+    """Mean hidden quality after the loop with picked and with random pairs, and what it took."""
+
+    picked: float
+    chance: float
+    random_share: float
+    """Of the picked pairs."""
+    labels: int
+
+
+def final_scores(seed: int, workspace: Workspace, overrides: list[str]) -> Scores:
+    """Both ways for one seed."""
     arms = f"arms={{{CHANCE_ARM}: {{annotate.propose: random}}}}"
     mine = [f"seed={seed}", f"name=active-{seed}", arms, f"annotate.random_share={RANDOM_SHARE}"]
     x = config.parse(preset("quickstart"), [*mine, "loop.gate.metric=none", *overrides], where="quickstart")
@@ -41,7 +58,7 @@ def final_scores(seed: int, workspace: Workspace, overrides: list[str]) -> tuple
         if one.role == "annotate" and one.arm == MAIN_ARM and one.iteration is not None
     ]
     share = float(np.mean([_random_share(one) for one in picked]))
-    return _score(last[MAIN_ARM]), _score(last[CHANCE_ARM]), share
+    return Scores(_score(last[MAIN_ARM]), _score(last[CHANCE_ARM]), share, labels[MAIN_ARM])
 
 
 def _score(evaluation: Artefact) -> float:
@@ -53,31 +70,59 @@ def _random_share(judgements: Artefact) -> float:
     return strategies.get("random", 0) / sum(strategies.values())
 
 
+def rows_of(scores: Sequence[Scores]) -> list[Row]:
+    """The results file: both ways seed by seed, and their difference with its interval."""
+    picked, chance = Spread.of([one.picked for one in scores]), Spread.of([one.chance for one in scores])
+    mean, half = interval([one.picked - one.chance for one in scores])
+    work = f"{len(scores)} seeds, {scores[0].labels} labels each way"
+    return [
+        Row(work, "hidden quality of the last policy", picked, "pairs by chance", chance),
+        Row(
+            work,
+            f"mean difference ({CONFIDENCE:.0%} interval)",
+            Spread(mean, mean - half, mean + half),
+        ),
+        Row(work, "random pairs among the picked, share", Spread.of([one.random_share for one in scores])),
+    ]
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean and half width of Student's interval."""
+    mean, spread = float(np.mean(differences)), float(np.std(differences, ddof=1))
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1))
+    return mean, quantile * spread / math.sqrt(len(differences))
+
+
+def verdict(mean: float, half: float) -> str:
+    """What may be said."""
+    if abs(mean) <= half:
+        return "no difference can be claimed"
+    return "picked pairs are better" if mean > 0 else "picked pairs are worse"
+
+
 def main() -> None:
-    """Runs all seeds and prints a table."""
+    """Runs all seeds, prints a table, and writes the results file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--beside", default="", help="what else ran on the machine, for the results")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     parser.add_argument("overrides", nargs="*", help="as for `prefloop run`, for instance loop.batches=2")
     given = parser.parse_args()
+    if given.seeds < 2:
+        parser.error("--seeds: an interval needs at least 2")
     print("| seed | picked | by chance | difference | random pairs among the picked |\n|---|---|---|---|---|")
-    differences = []
+    scores = []
     for seed in range(given.seeds):
-        picked, chance, share = final_scores(seed, Workspace(given.workspace), given.overrides)
-        differences.append(picked - chance)
-        print(f"| {seed} | {picked:.3f} | {chance:.3f} | {picked - chance:+.3f} | {share:.2f} |", flush=True)
-    mean, spread = float(np.mean(differences)), float(np.std(differences, ddof=1))
-    half = (
-        float(stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * spread / math.sqrt(len(differences))
-    )
-    verdict = (
-        "no difference can be claimed"
-        if abs(mean) <= half
-        else "picked pairs are better"
-        if mean > 0
-        else "worse"
-    )
-    print(f"\ndifference {mean:+.3f} ± {half:.3f} over {len(differences)} seeds: {verdict}")
+        one = final_scores(seed, Workspace(given.workspace), given.overrides)
+        scores.append(one)
+        print(
+            f"| {seed} | {one.picked:.3f} | {one.chance:.3f} | {one.picked - one.chance:+.3f} | {one.random_share:.2f} |",
+            flush=True,
+        )
+    mean, half = interval([one.picked - one.chance for one in scores])
+    print(f"\ndifference {mean:+.3f} ± {half:.3f} over {len(scores)} seeds: {verdict(mean, half)}")
+    write(NAME, rows_of(scores), repeats=given.seeds, beside=given.beside, folder=given.results)
 
 
 if __name__ == "__main__":

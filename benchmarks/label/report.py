@@ -58,25 +58,32 @@ def latency_rows(work: str, runs: Sequence[Sequence[Answered]], targets: dict[fl
 
 def finish(name: str, asked: argparse.Namespace, rows: Sequence[Row], *, part: str = "") -> None:
     """Prints the rows and writes the results file, whose name ends with the part of the benchmark, where it has parts."""
+    whole = f"{name}_{part}" if part else name
+    module = f"label.{name.removeprefix('label_')}"
+    write(whole, rows, repeats=asked.repeats, beside=asked.beside, folder=asked.results, module=module)
+
+
+def write(
+    name: str, rows: Sequence[Row], *, repeats: int, beside: str, folder: Path, module: str = ""
+) -> None:
+    """Prints the rows and writes the results file; `module` is where the benchmark is, if not where its name says."""
     about = machine.description() | {"versions": {one: _version(one) for one in PACKAGES}}
     result = {
-        "benchmark": f"{name}_{part}" if part else name,
+        "benchmark": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(
-            ["python", "-m", f"benchmarks.label.{name.removeprefix('label_')}", *sys.argv[1:]]
-        ),
+        "command": shlex.join(["python", "-m", f"benchmarks.{module or name}", *sys.argv[1:]]),
         "threads": 1,
-        "repeats": asked.repeats,
-        "beside": asked.beside,
+        "repeats": repeats,
+        "beside": beside,
         **about,
         "matmul_gflops": {},
         "rows": [row.to_json() for row in rows],
         "cases": [],
     }
-    asked.results.mkdir(parents=True, exist_ok=True)
-    target = asked.results / f"{result['benchmark']}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{name}.json"
     target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    show(str(result["benchmark"]), list(rows))
+    show(name, list(rows))
     console.print(f"wrote {target}")
 
 
