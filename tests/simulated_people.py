@@ -1,11 +1,11 @@
-"""Simulated people who answer through the real HTTP interface: they read what a browser would get, and nothing else."""
+"""Simulated people who answer over HTTP, of a server on this machine: they see what a browser gets, nothing else."""
 
 import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from fastapi.testclient import TestClient
+import httpx
 
 from people import person
 from prefloop.labels.audit import SYSTEM
@@ -13,14 +13,13 @@ from prefloop.labels.database import Database
 from prefloop.labels.tokens import make_token
 from prefloop.web.app import WebOptions, create_app
 from prefloop.web.limits import Limits
-
-URL = "http://127.0.0.1:8765"
+from web.serving import run_app
 
 
 @contextlib.contextmanager
 def client_of(
     database: Database, project: str, name: str, *, role: str = "annotator"
-) -> Iterator[TestClient]:
+) -> Iterator[httpx.Client]:
     """Somebody with an API token, at the app over this store."""
     somebody = person(database, name, project, role=role)
     _, token = database.write(
@@ -28,13 +27,16 @@ def client_of(
             c, database.now(), somebody.id, actor=SYSTEM, name="test", scopes=["judge:write", "tasks:read"]
         )
     )
-    app = create_app(database, WebOptions(public_url=URL, limits=Limits(claim=10**6, submit=10**6)))
-    with TestClient(app, base_url=URL, headers={"authorization": f"Bearer {token}"}) as client:
+    limits = Limits(claim=10**6, submit=10**6)
+    with (
+        run_app(lambda url: create_app(database, WebOptions(public_url=url, limits=limits))) as url,
+        httpx.Client(base_url=url, headers={"authorization": f"Bearer {token}"}, timeout=60) as client,
+    ):
         yield client
 
 
 def answer_all(
-    client: TestClient,
+    client: httpx.Client,
     project: str,
     value_of: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     *,

@@ -5,7 +5,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,13 +89,22 @@ def new_task(number: int, *texts: str, asked: str = "", **about: Any) -> NewTask
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[Site]:
-    """The app in a thread, until the block ends."""
+    """The app over a store in this folder, until the block ends."""
     database = open_database(str(folder / "labels.sqlite"))
+    try:
+        with run_app(lambda url: create_app(database, WebOptions(public_url=url))) as url:
+            yield Site(url, database)
+    finally:
+        database.close()
+
+
+@contextlib.contextmanager
+def run_app(app_at: Callable[[str], Any]) -> Iterator[str]:
+    """An app in a thread, at the address that it is given and that comes out."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        app = create_app(database, WebOptions(public_url=url))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(uvicorn.Config(app_at(url), log_level="warning", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         deadline = time.monotonic() + 20
@@ -103,8 +112,7 @@ def serving(folder: Path) -> Iterator[Site]:
             assert time.monotonic() < deadline, "the server did not start"
             time.sleep(0.01)
         try:
-            yield Site(url, database)
+            yield url
         finally:
             server.should_exit = True
             thread.join(timeout=10)
-            database.close()

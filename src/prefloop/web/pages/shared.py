@@ -9,7 +9,7 @@ import jinja2
 import yaml
 from fastapi import Request
 
-from prefloop.web.render import json_in_page, markdown_html, plain_html, safe_name
+from prefloop.web.render import json_in_page, markdown_html, plain_html, safe_name, words_html
 from prefloop.web.security import Visitor
 
 HERE = Path(__file__).parent.parent
@@ -31,6 +31,7 @@ def templates() -> jinja2.Environment:
         "markdown_html": markdown_html,
         "plain_html": plain_html,
         "safe_name": safe_name,
+        "words_html": words_html,
         "json_in_page": json_in_page,
     }
     return environment
