@@ -96,7 +96,8 @@ ASK = (
     const before = performance.now();
     const answer = await fetch(path, { method, headers, body: sent, redirect: "manual" });
     const type = answer.headers.get("content-type") ?? "", text = await answer.text();
-    let pieces = type.startsWith("text/html") ? [text] : [];
+    const isPage = /^<!doctype/i.test(text);  // the rest stands in a page, which says whose text it is
+    let pieces = type.startsWith("text/html") ? [isPage ? text : `<div class="hostile-text">${text}</div>`] : [];
     if (type.startsWith("application/json") && path.includes("/texts")) {
       pieces = Object.values(JSON.parse(text)).flat().map((one) => `<div class="hostile-text">${one}</div>`);
     }
