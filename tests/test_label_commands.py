@@ -390,11 +390,6 @@ def test_tasks_with_known_answers_come_from_a_file_and_the_command_says_who_gets
     assert [(one.strategy, one.is_gold) for one in tasks(store)] == [("qualification", True), ("gold", True)]
 
 
-def test_agreement_is_shown_with_intervals_and_unanimity_is_undefined(store):
-    publish(store, *(new_task(index) for index in range(6)), overlap=2)
-    judge(store, PROJECT, likes("left"), name="ada")
-    judge(store, PROJECT, likes("left"), name="bob", most=6)
-    found = json.loads(label("agreement", "--json", store=store))
 def test_agreement_is_shown_with_intervals_and_unanimity_is_undefined(any_place):
     publish(any_place, *(new_task(index) for index in range(6)), overlap=2)
     judge(any_place, PROJECT, likes("left"), name="ada")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from benchmarks.label import postgres
+
 from labels.small_store import QUICK, SmallStore
 from prefloop.labels.database import open_database
 
