@@ -1,0 +1,59 @@
+"""The recipes of the documentation, run as they stand there and made smaller still."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from prefloop import pipeline
+from prefloop.cli import app, preset
+from prefloop.store import Workspace
+
+HOW_TO = Path(__file__).resolve().parents[1] / "docs" / "how-to"
+SMALLER = (
+    # three steps of fine-tuning teach nothing that the tales' own rule could tell apart
+    "annotate.annotator={kind: simulated, gold: {kind: rule, rule: length}}",
+    "sft.max_steps=3",
+    "sft.text.limit=60",
+    "sft.data.limit=60",
+    "prompts.limit=200",
+    "rl.pretraining.limit=60",
+    "generate.max_new_tokens=10",
+    "rl.max_new_tokens=8",
+    "rl.steps=2",
+    "reward.seed_prompts=6",
+    "evaluate.resamples=200",
+    "evaluate.num_prompts=4",
+    "loop.prompts_per_batch=4",
+)
+
+
+def small_run(page: str) -> list[str]:
+    """The arguments of the last `prefloop run` of a page."""
+    blocks = re.findall(r"```bash\n(.*?)```", (HOW_TO / page).read_text(encoding="utf-8"), re.DOTALL)
+    line = next(one for one in blocks[-1].replace("\\\n", " ").splitlines() if one.startswith("prefloop run"))
+    return shlex.split(line)[2:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [
+        (
+            "instructgpt",
+            ["draw", "generate", "annotate", "select", "reward", "rl prompts", "policy", "evaluate"],
+        )
+    ],
+)
+def test_a_recipe_runs_on_the_built_in_tales(tmp_path, monkeypatch, name, roles):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text(preset(name))
+    found = CliRunner().invoke(app, ["run", *small_run(f"{name}.md"), *SMALLER])
+    assert found.exit_code == 0, found.output
+    plan = pipeline.read_run(Workspace(tmp_path / "workspace"), name)
+    iterations = {one["iteration"] for one in plan["entries"]} - {None}
+    assert iterations == {0, 1}
+    for number in iterations:
+        assert [one["role"] for one in plan["entries"] if one["iteration"] == number] == roles
