@@ -78,6 +78,10 @@ def test_a_rule_alone_is_enough_and_the_screen_says_how_it_went(tmp_path):
     assert found.exit_code == 0, found.output
     assert "2 steps of ppo, score" in found.output
     assert "nats from the reference" in found.output
+    (policy,) = (tmp_path / "w" / "artefacts").glob("policy-*")
+    shown = CliRunner().invoke(app, ["show", policy.name, "--workspace", str(tmp_path / "w")])
+    assert "rows 1 to" in shown.output
+    assert "batch 1" in shown.output
 
 
 @pytest.mark.parametrize(

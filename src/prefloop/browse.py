@@ -23,6 +23,7 @@ from prefloop.records import (
     Judgement,
     PreferencePair,
     Prompt,
+    Rollout,
     Score,
     SearchTree,
     judgement_adapter,
@@ -73,7 +74,7 @@ def artefact_page(workspace: Workspace, artefact: Artefact, *, start: int, numbe
     if rows:
         end = min(start + number, len(rows))
         parts += [f"[dim]rows {start + 1} to {end} of {len(rows)}[/]", *rows[start:end]]
-    elif artefact.kind in ("policy", "sft", "promote", "reward"):
+    if artefact.kind in ("policy", "sft", "promote", "reward"):
         parts.append(lineage(workspace, artefact))
     return Stack(*parts)
 
@@ -109,6 +110,9 @@ def _rows(workspace: Workspace, artefact: Artefact) -> Iterator[RenderableType]:
                 if (folder / file).is_file():
                     for prompt in read_records(folder / file, Prompt):
                         yield _prompt_line(file.removesuffix(".jsonl"), prompt)
+        case "policy" if (folder / "samples.jsonl").is_file():
+            for one in read_records(folder / "samples.jsonl", Rollout):
+                yield Stack(f"[bold]batch {one.batch}[/]", group_table(one.group, one.scores))
         case "generate":
             for group in read_records(folder / "groups.jsonl", Group):
                 yield (

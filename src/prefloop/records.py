@@ -208,6 +208,15 @@ class Score(Record):
     """What the value was made of, for annotators that have parts."""
 
 
+class Rollout(Record):
+    """A group that a policy in training learned from, and what was said about it."""
+
+    batch: int
+    """Counted from 1."""
+    group: Group
+    scores: tuple[Score, ...]
+
+
 class Comparison(Record):
     """What an annotator said about two completions of a prompt; `p_a` = 0.5 is a tie."""
 

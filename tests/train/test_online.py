@@ -164,8 +164,9 @@ def test_a_stage_killed_anywhere_ends_in_the_same_bytes(tiny_model, tmp_path, na
         train_online(job(tiny_model, broken, scorer=Dies, **options), no_progress)
     Dies.batches = 10
     train_online(job(tiny_model, broken, scorer=Dies, **options), no_progress)
-    one, other = (folder / "model" / "model.safetensors" for folder in (tmp_path / "whole", broken))
-    assert one.read_bytes() == other.read_bytes()
+    for file in ("model/model.safetensors", "samples.jsonl"):
+        one, other = (folder / file for folder in (tmp_path / "whole", broken))
+        assert one.read_bytes() == other.read_bytes()
     timeless = [
         [{k: v for k, v in row.items() if not k.endswith(("seconds", "_s"))} for row in metrics(folder)]
         for folder in (tmp_path / "whole", broken)
@@ -186,7 +187,7 @@ def test_the_first_step_of_a_batch_is_taken_by_the_policy_that_sampled_it(tiny_m
 
 def test_what_is_read_is_what_was_sampled(tiny_model):
     there = learning(tiny_model, algorithm="grpo")
-    scored = there.rollouts._scored(list(enumerate(there.rollouts._sampled(PROMPTS[:3], 0))))
+    scored, _ = there.rollouts._scored(list(enumerate(there.rollouts._sampled(PROMPTS[:3], 0))))
     for one in scored:
         for completion, logps in zip(one.group.completions, one.old_logps, strict=True):
             assert torch.tensor(completion.token_logps) == pytest.approx(logps, abs=1e-4)
@@ -315,7 +316,7 @@ def test_penalties_make_what_is_optimised(tiny_model):
     there = learning(
         tiny_model, algorithm="grpo", unfinished_penalty=2.0, length_penalty=0.25, score_clip=0.01
     ).rollouts
-    scored = there._scored(list(enumerate(there._sampled(PROMPTS[:4], 0))))
+    scored, _ = there._scored(list(enumerate(there._sampled(PROMPTS[:4], 0))))
     expected = [
         min(score.value, 0.01) - 2.0 * (one.finish_reason == "length") - 0.25 * len(one.token_ids)
         for group in scored

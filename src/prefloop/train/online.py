@@ -29,6 +29,7 @@ from prefloop.modeling import (
     settle,
 )
 from prefloop.records import Prompt, Text
+from prefloop.store import RowFile
 from prefloop.train.actor import ActorCritic, Said
 from prefloop.train.adapters import merged, trainable
 from prefloop.train.loop import Metrics, Task, fit
@@ -85,6 +86,7 @@ def train_online(job: RlJob, progress: Progress) -> dict[str, Any]:
         job.prompts,
         options,
         texts=_texts(job, codec),
+        file=RowFile(job.out / "samples.jsonl") if processes(job.runtime).is_main_process else None,
         dtype=job.dtype,
         seed=job.seed,
         runtime=job.runtime,

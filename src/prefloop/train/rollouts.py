@@ -23,11 +23,14 @@ from prefloop.forward import LogpsModule, all_token_logps, all_values, plain
 from prefloop.interfaces import Generator, InputError, Scorer
 from prefloop.launch import processes
 from prefloop.losses import adapted_kl_coef, counted, kl_k1
-from prefloop.records import Group, Prompt, Refusal, Score, content_id
+from prefloop.records import Group, Prompt, Refusal, Rollout, Score, content_id
+from prefloop.store import RowFile
 from prefloop.train.actor import ActorCritic
 
-ROLLOUTS, TEXTS = 1, 2
-"""Tell random numbers for different purposes from one another."""
+ROLLOUTS = 1
+"""Tells the random numbers that cut a batch from others of the same seed."""
+KEPT = 2
+"""Groups of a batch that are kept to be looked at."""
 
 
 class GeneratorOf(Protocol):
@@ -121,10 +124,12 @@ class Rollouts:
         options: RlSection,
         *,
         texts: Sequence[TokenGroup] = (),
+        file: RowFile | None = None,
         dtype: str,
         seed: int,
         runtime: RuntimeSection,
     ) -> None:
+        """`file` gets the first groups of every batch."""
         self.options = options
         self.steps_together = options.steps_together
         self.row = options.algorithm.row
@@ -136,7 +141,7 @@ class Rollouts:
         """Tokens of the completions of the batch that is being learned from."""
         self._module, self._reference, self._scorer, self._codec = module, reference, scorer, codec
         self._sampler = sampler
-        self._prompts, self._texts = prompts, texts
+        self._prompts, self._texts, self._file = prompts, texts, file
         self._dtype, self._seed, self._runtime = dtype, seed, runtime
         self._figures: dict[str, float] = {}
         self._sampling = GenerateSection(
@@ -204,8 +209,7 @@ class Rollouts:
         began = time.perf_counter()
         groups = self._sampled([prompt for _, prompt in mine], number)
         sampled = time.perf_counter()
-        scored = self._scored([(place, group) for (place, _), group in zip(mine, groups, strict=True)])
-        lost = Counter(self._lost)
+        scored, lost = self._scored([(place, group) for (place, _), group in zip(mine, groups, strict=True)])
         if state.num_processes > 1:
             scored = sorted(gather_object(scored), key=lambda one: one.place)
             lost = sum(gather_object([lost]), Counter())
@@ -214,6 +218,11 @@ class Rollouts:
         if not scored:
             reasons = ", ".join(f"{count} {reason}" for reason, count in lost.items() if count)
             raise InputError(f"rl: no prompt of batch {number + 1} can be learned from: {reasons}")
+        if self._file is not None and self._file.items <= number:  # one that is made again is the same
+            self._file.append(
+                [Rollout(batch=number + 1, group=one.group, scores=one.scores) for one in scored[:KEPT]],
+                items=1,
+            )
         samples = self._samples(scored)
         self._figures |= {
             "rl/batch": number + 1,
@@ -244,8 +253,8 @@ class Rollouts:
         with self._autocast():
             return list(generator.generate(prompts))
 
-    def _scored(self, groups: Sequence[tuple[int, Group]]) -> list[Scored]:
-        """Groups whose completions were all scored; what became of the others is in `_lost`."""
+    def _scored(self, groups: Sequence[tuple[int, Group]]) -> tuple[list[Scored], Counter[str]]:
+        """Groups whose completions were all scored, and how many others there are, by reason."""
         answered = [(place, group) for place, group in groups if group.completions]
         said: dict[str, Score | Refusal] = {}
         for row in self._scorer.score([group for _, group in answered]):
@@ -256,9 +265,7 @@ class Rollouts:
             scores = tuple(one for c in group.completions if isinstance(one := said.get(c.id), Score))
             if len(scores) == len(group.completions):
                 kept.append((place, group, scores))
-        self._lost = Counter(
-            {"prompt_too_long": len(groups) - len(answered), "not_scored": len(answered) - len(kept)}
-        )
+        lost = Counter(prompt_too_long=len(groups) - len(answered), not_scored=len(answered) - len(kept))
         tokens = [self._tokens(group) for _, group, _ in kept]
         with self._autocast():
             old = all_token_logps(self._module.policy, tokens, self._runtime)
@@ -267,7 +274,7 @@ class Rollouts:
                 reference = all_token_logps(self._reference, tokens, self._runtime)
             if self._module.critic is not None:
                 values = all_values(self._module.critic, tokens, self._runtime)
-        return [
+        found = [
             Scored(
                 place,
                 group,
@@ -279,6 +286,7 @@ class Rollouts:
             )
             for index, (place, group, scores) in enumerate(kept)
         ]
+        return found, lost
 
     def _tokens(self, group: Group) -> TokenGroup:
         prompt = self._codec.prompt_ids(group.prompt.messages)
