@@ -1,5 +1,6 @@
 """The recipes of the documentation, run as they stand there and made smaller still."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -35,6 +36,17 @@ def small_run(page: str) -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", (HOW_TO / page).read_text(encoding="utf-8"), re.DOTALL)
     line = next(one for one in blocks[-1].replace("\\\n", " ").splitlines() if one.startswith("prefloop run"))
     return shlex.split(line)[2:]
+
+
+@pytest.mark.slow
+def test_a_recipe_whose_prompts_have_answers_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text(preset("grpo-gsm8k"))
+    rows = [{"question": f"What is {n} + 1?", "answer": f"One more. #### {n + 1}"} for n in range(16)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = CliRunner().invoke(app, ["run", *small_run("grpo-gsm8k.md"), "sft.text.limit=60"])
+    assert found.exit_code == 0, found.output
+    assert "2 steps of grpo, score -1.000 → -1.000" in found.output, "a model from scratch solves nothing"
 
 
 @pytest.mark.slow
