@@ -1,5 +1,6 @@
 """Reinforcement in the training stage: what a batch of samples is made into, and that every algorithm learns from it."""
 
+import itertools
 import json
 import math
 import re
@@ -61,6 +62,16 @@ OPTIONS = {
 }
 
 
+class KeepsToEvenIds(LikesLowIds):
+    """Says what share of the tokens is even."""
+
+    def score(self, groups):
+        for group in groups:
+            for one in group.completions:
+                share = sum(token % 2 == 0 for token in one.token_ids) / len(one.token_ids)
+                yield Score(prompt_id=group.prompt.id, completion_id=one.id, value=share, annotator=self.name)
+
+
 def job(tiny_model, out, *, runtime=RUNTIME, scorer=LikesLowIds, reward=None, **options) -> RlJob:
     out.mkdir(parents=True, exist_ok=True)
     section = RlSection(**{**OPTIONS, **options})
@@ -72,6 +83,7 @@ def job(tiny_model, out, *, runtime=RUNTIME, scorer=LikesLowIds, reward=None, **
         texts=TEXTS if section.pretraining else (),
         sampler=sampler,
         scorer=scorer,
+        constraint=KeepsToEvenIds if section.constraint else None,
         options=section,
         dtype="float32",
         seed=0,
@@ -301,6 +313,21 @@ def test_the_weight_of_the_kl_follows_its_target(tiny_model, tmp_path):
     # far below the target the relative error is cut at -0.2: each batch multiplies by 1 - 0.5 * 0.2
     found = [row["rl/kl_coef"] for row in metrics(tmp_path)]
     assert found == pytest.approx([0.1, 0.09, 0.081], rel=1e-6)
+
+
+def test_the_price_of_violations_grows_until_they_are_rare(tiny_model, tmp_path):
+    constraint = {"scorer": {"kind": "rule", "rule": "length"}, "limit": 0.1, "rate": 2.0}
+    options = {"algorithm": "reinforce_plus_plus", "steps": 12}
+    train_online(job(tiny_model, tmp_path / "free", **options), no_progress)
+    train_online(job(tiny_model, tmp_path / "held", constraint=constraint, **options), no_progress)
+    rows = metrics(tmp_path / "held")
+    for row, following in itertools.pairwise(rows):
+        expected = max(0.0, row["rl/price"] + 2.0 * (row["rl/violation"] - 0.1))
+        assert following["rl/price"] == pytest.approx(expected, abs=1e-5)
+    assert rows[-1]["rl/violation"] < rows[0]["rl/violation"] - 0.1
+    assert rows[-1]["rl/score"] < metrics(tmp_path / "free")[-1]["rl/score"], (
+        "what is kept to costs something"
+    )
 
 
 def test_what_cannot_be_scored_is_left_out_and_counted(tiny_model, tmp_path):

@@ -102,7 +102,7 @@ from prefloop.config.reward import (
     ScalarReward,
     SparrowReward,
 )
-from prefloop.config.rl import AlgorithmSection, CriticSection, RlSection
+from prefloop.config.rl import AlgorithmSection, ConstraintSection, CriticSection, RlSection
 from prefloop.config.runtime import RuntimeSection
 from prefloop.config.section import NOT_HASHED, Section
 from prefloop.config.source import DataFormat, Model, ModelSection, Source, SourceSection
@@ -118,6 +118,7 @@ from prefloop.config.training import (
 
 __all__ = [
     "AlgorithmSection",
+    "ConstraintSection",
     "CriticSection",
     "RlSection",
     "OptimizerSection",

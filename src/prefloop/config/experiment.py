@@ -152,7 +152,8 @@ class Experiment(Section):
     def _rl_problem(self) -> str | None:
         if self.rl is None:
             return None
-        if uses_loop_reward(self.rl.reward) and not (
+        asked = [self.rl.reward, *([self.rl.constraint.scorer] if self.rl.constraint else [])]
+        if any(map(uses_loop_reward, asked)) and not (
             self.has_reward_model and self.reward.objective.gives_scores
         ):
             return (

@@ -91,6 +91,20 @@ class CriticSection(Section):
     """Peak learning rate; left out, it is `rl.learning_rate`."""
 
 
+class ConstraintSection(Section):
+    """Something to keep to while the reward rises: a price on violations that grows until they are rare enough (the
+    Lagrangian of constrained optimisation, arXiv:1805.11074)."""
+
+    scorer: GoldScorer
+    """How well a completion keeps to it, 1 for wholly; what is missing is the violation."""
+    limit: float = Field(ge=0)
+    """Mean violation that is allowed."""
+    rate: float = Field(default=0.1, gt=0)
+    """By how much of what is beyond the limit the price grows in each batch."""
+    start: float = Field(default=0.0, ge=0)
+    """The price in the first batch."""
+
+
 class RlSection(OptimizerSection):
     """Reinforcement learning in place of training on pairs: the policy samples, is scored, and learns from what it said."""
 
@@ -100,6 +114,8 @@ class RlSection(OptimizerSection):
         default=RewardModelAnnotator(kind="reward_model"), discriminator="kind"
     )
     """What is optimised; left out, the loop's own reward model."""
+    constraint: ConstraintSection | None = None
+    """What must be kept to whatever the reward says."""
     num_prompts: int = Field(default=512, ge=1)
     """Prompts that are kept for it; they are used again when all have been."""
     steps: int = Field(default=50, ge=1)

@@ -43,9 +43,10 @@ def reinforce(
     """The policy after one iteration of reinforcement; `reward` is the loop's own reward model."""
     options = x.rl
     assert options is not None, "the caller asked"
-    reward = reward if uses_loop_reward(options.reward) else None
+    asked = [options.reward, *([options.constraint.scorer] if options.constraint else [])]
+    own = reward if any(map(uses_loop_reward, asked)) else None
     critic = _critic(x)
-    own_critic = reward if critic == "reward" else None
+    own_critic = own if critic == "reward" else None
 
     def body(build: Build) -> None:
         from prefloop.train.online import RlJob, train_online
@@ -60,7 +61,10 @@ def reinforce(
             prompts=tuple(rows),
             texts=tuple(texts.rows) if texts else (),
             sampler=sampler,
-            scorer=functools.partial(gold_scorer, x, options.reward, reward),
+            scorer=functools.partial(gold_scorer, x, options.reward, own),
+            constraint=functools.partial(gold_scorer, x, options.constraint.scorer, own)
+            if options.constraint
+            else None,
             options=options,
             dtype=x.model.dtype,
             seed=stage_seed(x, "rl", version),
@@ -80,9 +84,12 @@ def reinforce(
         "version": version,
     }
     external = annotator_digests(options.reward) | digests(pretraining=options.pretraining)
+    if options.constraint is not None:
+        outside = annotator_digests(options.constraint.scorer)
+        external |= {f"constraint_{name}": digest for name, digest in outside.items()}
     if critic not in (None, "policy", "reward"):
         external["critic"] = model_digest(critic, None)
-    inputs = {"start": start, "reference": reference, "reward": reward, "prompts": prompts}
+    inputs = {"start": start, "reference": reference, "reward": own, "prompts": prompts}
     sampled = options.prompts_per_step * options.num_completions
     return Stage(
         "policy",

@@ -56,6 +56,8 @@ class RlJob:
     sampler: GeneratorOf
     scorer: Callable[[], Scorer]
     """Makes the scorer in the process that uses it."""
+    constraint: Callable[[], Scorer] | None
+    """The same for what the constraint asks, where there is one."""
     options: RlSection
     dtype: Dtype
     seed: int
@@ -85,6 +87,7 @@ def train_online(job: RlJob, progress: Progress) -> dict[str, Any]:
         codec,
         job.prompts,
         options,
+        constraint=job.constraint() if job.constraint is not None else None,
         texts=_texts(job, codec),
         file=RowFile(job.out / "samples.jsonl") if processes(job.runtime).is_main_process else None,
         dtype=job.dtype,

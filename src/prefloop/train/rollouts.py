@@ -18,12 +18,12 @@ from prefloop import shaping
 from prefloop.advantages import Moments, advantages_of, completion_returns
 from prefloop.algorithms import vary
 from prefloop.batches import Codec, TokenGroup
-from prefloop.config import GenerateSection, RlSection, RuntimeSection
+from prefloop.config import ConstraintSection, GenerateSection, RlSection, RuntimeSection
 from prefloop.forward import LogpsModule, all_token_logps, all_values, plain
 from prefloop.interfaces import Generator, InputError, Scorer
 from prefloop.launch import processes
 from prefloop.losses import adapted_kl_coef, counted, kl_k1
-from prefloop.records import Group, Prompt, Refusal, Rollout, Score, content_id
+from prefloop.records import Group, Prompt, Rollout, Score, content_id
 from prefloop.store import RowFile
 from prefloop.train.actor import ActorCritic
 
@@ -79,6 +79,8 @@ class Scored:
     group: Group
     tokens: TokenGroup
     scores: tuple[Score, ...]
+    violations: tuple[float, ...]
+    """Of the constraint, one a completion; empty where there is none."""
     old_logps: list[Tensor]
     reference_logps: list[Tensor] | None
     values: list[Tensor] | None
@@ -90,6 +92,8 @@ class Standing:
 
     kl_coef: float
     """Weight of the KL to the reference, as it is now."""
+    price: float = 0.0
+    """Of a violation of the constraint, as it is now."""
     scores: Moments = field(default_factory=Moments)
     """Of all scores so far."""
     returns: Moments = field(default_factory=Moments)
@@ -102,10 +106,17 @@ class Standing:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         moments = {name: list(vars(getattr(self, name)).values()) for name in ("scores", "returns")}
-        return {"kl_coef": self.kl_coef, "rows": dict(self.rows), "said": self.said, **moments}
+        return {
+            "kl_coef": self.kl_coef,
+            "price": self.price,
+            "rows": dict(self.rows),
+            "said": self.said,
+            **moments,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a checkpoint."""
+        self.price = state["price"]
         self.kl_coef, self.rows, self.said = state["kl_coef"], Counter(state["rows"]), dict(state["said"])
         self.scores, self.returns = Moments(*state["scores"]), Moments(*state["returns"])
 
@@ -123,6 +134,7 @@ class Rollouts:
         prompts: Sequence[Prompt],
         options: RlSection,
         *,
+        constraint: Scorer | None = None,
         texts: Sequence[TokenGroup] = (),
         file: RowFile | None = None,
         dtype: str,
@@ -134,13 +146,14 @@ class Rollouts:
         self.steps_together = options.steps_together
         self.row = options.algorithm.row
         """As it holds for the batch that is being learned from: the weight of its KL may have been adapted."""
-        self.standing = Standing(self.row.kl_coef or 0.0)
+        price = options.constraint.start if options.constraint is not None else 0.0
+        self.standing = Standing(self.row.kl_coef or 0.0, price)
         self.moved: list[float] = []
         """KL of a token and number of tokens, by turns, of the microbatches of the last step."""
         self.num_tokens = 0
         """Tokens of the completions of the batch that is being learned from."""
         self._module, self._reference, self._scorer, self._codec = module, reference, scorer, codec
-        self._sampler = sampler
+        self._sampler, self._constraint = sampler, constraint
         self._prompts, self._texts, self._file = prompts, texts, file
         self._dtype, self._seed, self._runtime = dtype, seed, runtime
         self._figures: dict[str, float] = {}
@@ -256,17 +269,19 @@ class Rollouts:
     def _scored(self, groups: Sequence[tuple[int, Group]]) -> tuple[list[Scored], Counter[str]]:
         """Groups whose completions were all scored, and how many others there are, by reason."""
         answered = [(place, group) for place, group in groups if group.completions]
-        said: dict[str, Score | Refusal] = {}
-        for row in self._scorer.score([group for _, group in answered]):
-            for completion in row.completion_ids if isinstance(row, Refusal) else (row.completion_id,):
-                said[completion] = row
-        kept: list[tuple[int, Group, tuple[Score, ...]]] = []
+        asked = [group for _, group in answered]
+        said = _said(self._scorer, asked)
+        kept_to = _said(self._constraint, asked) if self._constraint is not None else None
+        kept: list[tuple[int, Group, tuple[Score, ...], tuple[float, ...]]] = []
         for place, group in answered:
-            scores = tuple(one for c in group.completions if isinstance(one := said.get(c.id), Score))
-            if len(scores) == len(group.completions):
-                kept.append((place, group, scores))
+            scores = tuple(said[one.id] for one in group.completions if one.id in said)
+            wanted, missing = len(group.completions), ()
+            if kept_to is not None:
+                missing = tuple(1 - kept_to[one.id].value for one in group.completions if one.id in kept_to)
+            if len(scores) == wanted and (kept_to is None or len(missing) == wanted):
+                kept.append((place, group, scores, missing))
         lost = Counter(prompt_too_long=len(groups) - len(answered), not_scored=len(answered) - len(kept))
-        tokens = [self._tokens(group) for _, group, _ in kept]
+        tokens = [self._tokens(group) for _, group, *_ in kept]
         with self._autocast():
             old = all_token_logps(self._module.policy, tokens, self._runtime)
             reference, values = None, None
@@ -280,11 +295,12 @@ class Rollouts:
                 group,
                 tokens[index],
                 scores,
+                missing,
                 old[index],
                 reference[index] if reference is not None else None,
                 values[index] if values is not None else None,
             )
-            for index, (place, group, scores) in enumerate(kept)
+            for index, (place, group, scores, missing) in enumerate(kept)
         ]
         return found, lost
 
@@ -341,7 +357,7 @@ class Rollouts:
         ]
 
     def _shaped(self, scored: Sequence[Scored]) -> Tensor:
-        """Scores [C] as they are optimised."""
+        """Scores [C] as they are optimised; the price of violations for the next batch."""
         options, lengths = self.options, _lengths(scored)
         scores = torch.tensor([score.value for one in scored for score in one.scores])
         truncated = torch.tensor(
@@ -360,7 +376,14 @@ class Rollouts:
             scores = shaping.overlong(
                 scores, lengths, max_length=options.max_new_tokens, margin=options.overlong_margin
             )
-        return scores
+        return scores if options.constraint is None else self._constrained(scores, scored, options.constraint)
+
+    def _constrained(self, scores: Tensor, scored: Sequence[Scored], options: ConstraintSection) -> Tensor:
+        violations = torch.tensor([one for group in scored for one in group.violations])
+        price, mean = self.standing.price, float(violations.mean())
+        self._figures |= {"rl/violation": mean, "rl/price": price}
+        self.standing.price = shaping.next_multiplier(price, mean, limit=options.limit, rate=options.rate)
+        return shaping.constrained(scores, violations, multiplier=price)
 
     def _note(
         self,
@@ -396,6 +419,11 @@ class Rollouts:
             self.standing.kl_coef = adapted_kl_coef(
                 self.standing.kl_coef, kl, target=self.options.kl_target, gain=self.options.kl_gain
             )
+
+
+def _said(scorer: Scorer, groups: Sequence[Group]) -> dict[str, Score]:
+    """Scores by completion; those that were refused are left out."""
+    return {row.completion_id: row for row in scorer.score(groups) if isinstance(row, Score)}
 
 
 def _lengths(scored: Sequence[Scored]) -> Tensor:
