@@ -17,18 +17,26 @@ SMALLER = (
     # three steps of fine-tuning teach nothing that the tales' own rule could tell apart
     "annotate.annotator={kind: simulated, gold: {kind: rule, rule: length}}",
     "sft.max_steps=3",
-    "sft.text.limit=60",
     "sft.data.limit=60",
     "prompts.limit=200",
-    "rl.pretraining.limit=60",
     "generate.max_new_tokens=10",
     "rl.max_new_tokens=8",
     "rl.steps=2",
-    "reward.seed_prompts=6",
     "evaluate.resamples=200",
     "evaluate.num_prompts=4",
-    "loop.prompts_per_batch=4",
 )
+ROUND = ["draw", "generate", "annotate", "select", "reward", "rl prompts", "policy", "evaluate"]
+RECIPES = {
+    "instructgpt": (
+        ROUND,
+        ("sft.text.limit=60", "rl.pretraining.limit=60", "reward.seed_prompts=6", "loop.prompts_per_batch=4"),
+    ),
+    "anthropic-hh": (
+        [*ROUND, "gate before", "gate after", "promote"],
+        ("reward.seed_prompts=12", "loop.prompts_per_batch=6", "loop.gate.num_prompts=4"),
+    ),
+}
+"""The stages of an iteration, and what makes a recipe smaller."""
 
 
 def small_run(page: str) -> list[str]:
@@ -50,19 +58,12 @@ def test_a_recipe_whose_prompts_have_answers_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "roles"),
-    [
-        (
-            "instructgpt",
-            ["draw", "generate", "annotate", "select", "reward", "rl prompts", "policy", "evaluate"],
-        )
-    ],
-)
-def test_a_recipe_runs_on_the_built_in_tales(tmp_path, monkeypatch, name, roles):
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_on_the_built_in_tales(tmp_path, monkeypatch, name):
+    roles, smaller = RECIPES[name]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text(preset(name))
-    found = CliRunner().invoke(app, ["run", *small_run(f"{name}.md"), *SMALLER])
+    found = CliRunner().invoke(app, ["run", *small_run(f"{name}.md"), *SMALLER, *smaller])
     assert found.exit_code == 0, found.output
     plan = pipeline.read_run(Workspace(tmp_path / "workspace"), name)
     iterations = {one["iteration"] for one in plan["entries"]} - {None}
