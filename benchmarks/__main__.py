@@ -9,7 +9,9 @@ import sys
 from benchmarks.common import ROOT, parse
 from benchmarks.write_results import write
 
-CPU_SET = ("dpo", "reward", "memory", "iteration", "scaling", "generation", "generation_scaling", "pool")
+CPU_SET = (
+    "dpo", "reward", "memory", "iteration", "scaling", "generation", "generation_scaling", "online", "pool",
+)  # fmt: skip
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from benchmarks.machine import Moment
 from benchmarks.shapes import SHAPES, forward_flops
 
-Task = Literal["dpo", "reward", "iteration", "generate"]
+Task = Literal["dpo", "reward", "iteration", "generate", "rl"]
 Dtype = Literal["float32", "bfloat16"]
 SHORTEST = 4
 """Fewest tokens of a prompt or completion: two are marks of the chat template."""
@@ -69,6 +69,8 @@ class Case:
     device: Literal["cpu", "cuda"] = "cpu"
     lora_rank: int = 0
     """0 trains all weights."""
+    algorithm: str = ""
+    """Of reinforcement."""
 
     @property
     def pairs_per_prompt(self) -> int:

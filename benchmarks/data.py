@@ -29,6 +29,12 @@ def vocabulary(size: int) -> dict[str, int]:
     }
 
 
+def word_score(text: str) -> float:
+    """The share of words whose number ends in 0 or 5."""
+    words = text.split()
+    return sum(word[-1:] in "05" for word in words) / max(1, len(words))
+
+
 def text_groups(data: Data, vocabulary_size: int) -> list[TextGroup]:
     """The texts of every group; the same on every machine."""
     rng = random.Random(data.seed + 1)

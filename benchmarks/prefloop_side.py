@@ -3,22 +3,34 @@
 import itertools
 import json
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.cases import Case, Done, Side
-from benchmarks.data import text_groups
+from benchmarks.data import text_groups, word_score
 from benchmarks.machine import Moment, now, total
 from benchmarks.settings import BETA, LEARNING_RATE, MAX_GRAD_NORM, SEED, WEIGHT_DECAY, Folders
 from benchmarks.shapes import SHAPES
 from prefloop.annotate.reward_model import RewardModelScorer
 from prefloop.batches import Codec
-from prefloop.config import GenerateSection, PolicySection, RewardSection, RuntimeSection, SelectSection
+from prefloop.config import (
+    GenerateSection,
+    PolicySection,
+    RewardSection,
+    RlSection,
+    RuntimeSection,
+    SelectSection,
+)
 from prefloop.generate.groups import Author
 from prefloop.generate.hf import hf_generator
+from prefloop.interfaces import Generator
 from prefloop.modeling import in_dtype, load_codec, load_policy, load_reward_model, settle
-from prefloop.records import Completion, Group, Message, PreferencePair, Prompt, content_id
+from prefloop.records import Completion, Group, Message, PreferencePair, Prompt, Score, content_id
 from prefloop.selection import pairs_of
+from prefloop.stages.reinforce import sampler
+from prefloop.train.online import RlJob, train_online
 from prefloop.train.preference import PolicyJob, train_policy
 from prefloop.train.reward import RewardJob, train_reward
 
@@ -51,6 +63,8 @@ def run(case: Case, side: Side, folders: Folders, threads: int) -> Done:
             return iterate(case, folders, runtime)
         case "generate":
             return sample(case, folders, runtime)
+        case "rl":
+            return reinforce(case, folders, runtime)
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -201,6 +215,66 @@ def iterate(case: Case, folders: Folders, runtime: RuntimeSection) -> Done:
 def _picks(group: Group, pair: PreferencePair) -> tuple[int, int]:
     ids = [one.id for one in group.completions]
     return ids.index(pair.chosen.id), ids.index(pair.rejected.id)
+
+
+# --- reinforcement ---------------------------------------------------------------------------------------------------
+
+
+class WordScorer:
+    """Scores the share of one word in five; it takes no time on either side."""
+
+    name = ANNOTATOR
+
+    def score(self, sampled: Iterable[Group]) -> Iterator[Score]:
+        """One score a completion."""
+        for group in sampled:
+            for one in group.completions:
+                value = word_score(one.text)
+                yield Score(prompt_id=group.prompt.id, completion_id=one.id, value=value, annotator=self.name)
+
+
+def reinforce(case: Case, folders: Folders, runtime: RuntimeSection) -> Done:
+    """The stage that samples, scores and updates; from the first sample to the last step."""
+    begun: list[Moment] = []
+
+    def noted(*arguments: Any, **options: Any) -> Generator:
+        begun.append(now())
+        return sampler(*arguments, **options)
+
+    training = training_options(case)
+    for name in ("epochs", "batch_size", "max_length"):
+        del training[name]
+    options = RlSection.model_validate(
+        {
+            **training,
+            "algorithm": case.algorithm,
+            "num_prompts": case.data.num_prompts,
+            "steps": case.num_steps,
+            "prompts_per_step": case.prompts_per_step,
+            "num_completions": case.data.num_completions,
+            "max_new_tokens": case.data.completion_length,
+            "max_prompt_length": case.longest,
+        }
+    )
+    job = RlJob(
+        start=folders.policy,
+        reference=folders.policy,
+        critic=None,
+        prompts=tuple(one.prompt for one in groups(case)),
+        texts=(),
+        sampler=noted,
+        scorer=WordScorer,
+        constraint=None,
+        options=options,
+        dtype=case.dtype,
+        seed=SEED,
+        runtime=runtime,
+        out=folders.out,
+    )
+    started, clock = now(), StepClock()
+    train_online(job, clock)
+    done = _done(case, started, clock, Moment(0.0, 0.0), folders.out)
+    return replace(done, parts={"train": clock.last.since(begun[0])})
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------

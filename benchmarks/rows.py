@@ -129,6 +129,11 @@ def groups_per_s(case: Case) -> Figure:
     return lambda run: case.data.num_prompts * case.epochs / run.seconds
 
 
+def steps_per_s(case: Case) -> Figure:
+    """Optimiser steps in a second, with whatever comes before each."""
+    return lambda run: case.num_steps / run.seconds
+
+
 def tokens_per_s(case: Case) -> Figure:
     """Tokens that count: every prompt once, every completion once, no padding."""
     return lambda run: case.tokens_that_count / run.seconds

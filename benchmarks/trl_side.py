@@ -14,13 +14,23 @@ from transformers import (
     PrinterCallback,
 )
 from transformers.utils import logging as transformers_logging
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+)
 
 from benchmarks.cases import Case, Done, Side
-from benchmarks.data import TextGroup, text_groups
+from benchmarks.data import TextGroup, text_groups, word_score
 from benchmarks.machine import Moment, now, total
 from benchmarks.settings import BETA, LEARNING_RATE, MAX_GRAD_NORM, SEED, WEIGHT_DECAY, Folders
 from benchmarks.shapes import SHAPES
+from prefloop.algorithms import ALGORITHMS
 from prefloop.config import TrainingSection
 from prefloop.train.loop import batches_of, planned_steps
 
@@ -40,6 +50,8 @@ def run(case: Case, side: Side, folders: Folders, threads: int) -> Done:
             return train_ranking(case, side, in_order(case, groups), folders)
         case "iteration":
             return iterate(case, side, groups, folders)
+        case "rl":
+            return reinforce(case, side, groups, folders)
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -188,6 +200,45 @@ def _trained(
         loss_first=losses[0],
         loss_last=losses[-1],
     )
+
+
+# --- reinforcement ---------------------------------------------------------------------------------------------------
+
+
+def reinforce(case: Case, side: Side, groups: list[TextGroup], folders: Folders) -> Done:
+    """GRPOTrainer or RLOOTrainer; all samples of a step are made at once, and learned from `microbatch` at a time."""
+    data = Dataset.from_list([{"prompt": [{"role": "user", "content": one.prompt}]} for one in groups])
+    started = now()
+    settings = arguments(case, side, folders)
+    samples = case.prompts_per_step * case.data.num_completions
+    for name in ("train_sampling_strategy", "max_length"):
+        del settings[name]
+    settings |= {
+        "gradient_accumulation_steps": samples // side.microbatch,
+        "num_generations": case.data.num_completions,
+        "max_completion_length": case.data.completion_length,
+        "beta": ALGORITHMS[case.algorithm].kl_coef,
+        "temperature": 1.0,
+        "remove_unused_columns": True,
+    }
+    model = AutoModelForCausalLM.from_pretrained(
+        folders.policy, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    common = {
+        "model": model,
+        "reward_funcs": _word_scores,
+        "train_dataset": data,
+        "processing_class": AutoTokenizer.from_pretrained(folders.policy, padding_side="left"),
+    }
+    if case.algorithm == "grpo":
+        trainer: Any = GRPOTrainer(args=GRPOConfig(loss_type="grpo", **settings), **common)
+    else:
+        trainer = RLOOTrainer(args=RLOOConfig(**settings), **common)
+    return _trained(case, trainer, started, folders)
+
+
+def _word_scores(completions: list[Any], **_: Any) -> list[float]:
+    return [word_score(one[0]["content"]) for one in completions]
 
 
 # --- iteration -------------------------------------------------------------------------------------------------------

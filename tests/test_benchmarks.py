@@ -151,3 +151,20 @@ def test_both_sides_of_sampling_write_as_many_tokens(tmp_path):
     for (run,) in case["runs"].values():
         assert (run["num_pairs"], run["num_steps"]) == (2 * 8, 8)
         assert run["seconds"] > 0
+
+
+@pytest.mark.slow
+@needs_trl
+def test_both_sides_of_reinforcement_take_as_many_steps(tmp_path):
+    words = "--models nano --works grpo --dtypes float32 --repeats 1 --shrink 4"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.online", *words.split(), "--results", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (case,) = json.loads((tmp_path / "online.json").read_text())["cases"]
+    assert case["problems"] == []
+    for (run,) in case["runs"].values():
+        assert (run["num_pairs"], run["num_steps"]) == (2, 1)
