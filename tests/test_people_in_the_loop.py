@@ -27,9 +27,9 @@ name: people
 prompts: builtin:tales/prompts
 generate: {{num_completions: 2, max_new_tokens: 4}}
 annotate: {{annotator: {{kind: human, trigger: {{labels: {LABELS}}}}}}}
-policy: {{objective: {{kind: dpo, beta: 0.1, label_smoothing: 0.1}}, learning_rate: 3e-4, data: accumulated, batch_size: 16,
+policy: {{objective: {{kind: dpo, beta: 0.1, label_smoothing: 0.1}}, learning_rate: 6e-4, data: accumulated, batch_size: 16,
          steps_per_batch: 24, max_length: 96}}
-evaluate: {{num_prompts: 256, scorer: {{kind: rule, rule: length, target_length: 1}}, resamples: 1000}}
+evaluate: {{num_prompts: 512, scorer: {{kind: rule, rule: length, target_length: 1}}, resamples: 1000}}
 loop: {{batches: 3, prompts_per_batch: {PROMPTS}, gate: {{metric: score, num_prompts: 16}}}}
 runtime: {{device: cpu, threads: 1}}
 """

@@ -51,7 +51,7 @@ def migrated_database(postgres_server) -> Iterator[str]:
 @pytest.fixture
 def postgres_store(postgres_server, migrated_database) -> Iterator[SmallStore]:
     """An empty PostgreSQL store with a clock of its own."""
-    name = f"small_{next(_numbers)}"
+    name = f"labels_copy_{next(_numbers)}"
     with (
         postgres.new_database(postgres_server, name, template=migrated_database) as url,
         SmallStore.at(url) as opened,

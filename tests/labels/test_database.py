@@ -312,8 +312,9 @@ def test_the_password_of_a_database_is_told_to_nobody():
 def test_a_postgresql_that_goes_away_is_unavailable_and_comes_back(postgres_store, postgres_server):
     opened = postgres_store.database
     opened.write(put("before"))
+    # with a time it comes back when the other side has ended, not when it was told to
     killer = sa.create_engine(database.database_url(postgres_server), isolation_level="AUTOCOMMIT")
-    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE starts_with(datname, 'labels')"
+    cut = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE starts_with(datname, 'labels')"
 
     def work(connection):
         with killer.connect() as other:

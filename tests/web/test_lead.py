@@ -126,7 +126,8 @@ def test_a_reviewer_votes_before_they_see_what_the_reward_model_says(desk: Offic
     contradicted(desk)
     desk.says("judge", "t1", "b", role="judge", value={"p_a": 0.2123}, kind="ai")
     visit = desk.visit("Rev", "reviewer")
-    before = visit.get(f"/lead/{PROJECT}/review?against=reward").text
+    page = visit.get(f"/lead/{PROJECT}/review?against=reward").text
+    before = re.sub(r'="[\w-]{30,}"', '=""', page)  # tokens may hold any letters
     assert "because it is longer" in before
     assert "Annotator 1" in before
     for hidden in ("Xu", "Yi", "87", "prefers", "zebra", "79 %", "control", "AI judge 1"):
