@@ -57,7 +57,16 @@ app = typer.Typer(
 INTERRUPTED = 130
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 """Between two looks at a label store."""
-PRESETS = ("quickstart", "iterative-dpo", "offline-dpo", "raft", "human", "instructgpt", "anthropic-hh", "grpo-gsm8k")
+PRESETS = (
+    "quickstart",
+    "iterative-dpo",
+    "offline-dpo",
+    "raft",
+    "human",
+    "instructgpt",
+    "anthropic-hh",
+    "grpo-gsm8k",
+)
 
 ExperimentFile = Annotated[Path, typer.Argument(help="Experiment file (YAML); `prefloop init` writes one.")]
 Overrides = Annotated[
