@@ -186,8 +186,10 @@ def test_a_stage_killed_anywhere_ends_in_the_same_bytes(tiny_model, tmp_path, na
     assert timeless[0] == timeless[1]
 
 
-def test_the_first_step_of_a_batch_is_taken_by_the_policy_that_sampled_it(tiny_model):
-    there = learning(tiny_model, algorithm="grpo")
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_the_first_step_of_a_batch_is_taken_by_the_policy_that_sampled_it(tiny_model, minibatches):
+    there = learning(tiny_model, algorithm="grpo", minibatches=minibatches)
+    assert there.rollouts.reads_old == (minibatches > 1), "of a single step they are the policy's own"
     samples = there.rollouts.batch(0)
     loss, told = there.loss(there.module, samples)
     completions = sum(len(one.lengths) for one in samples)
@@ -198,7 +200,7 @@ def test_the_first_step_of_a_batch_is_taken_by_the_policy_that_sampled_it(tiny_m
 
 
 def test_what_is_read_is_what_was_sampled(tiny_model):
-    there = learning(tiny_model, algorithm="grpo")
+    there = learning(tiny_model, algorithm="grpo", minibatches=2)
     scored, _ = there.rollouts._scored(list(enumerate(there.rollouts._sampled(PROMPTS[:3], 0))))
     for one in scored:
         for completion, logps in zip(one.group.completions, one.old_logps, strict=True):
@@ -299,6 +301,12 @@ def test_the_config_knows_every_row_and_column_of_the_table():
             {"algorithm": "grpo", "overlong_margin": 9},
             "overlong_margin: cannot be longer than max_new_tokens",
         ),
+        ({"algorithm": "grpo", "pretraining_rows": 2}, "pretraining_rows: there is no text"),
+        ({"algorithm": "grpo", "kl_gain": 0.2}, "kl_gain: there is no target"),
+        (
+            {"algorithm": "ppo", "num_completions": 1, "mixed_groups_only": True},
+            "mixed_groups_only: a single",
+        ),
         ({"algorithm": "grpo", "num_prompts": 4}, "prompts_per_step = 8: there are 4 prompts"),
     ],
 )
@@ -365,7 +373,8 @@ def test_pretraining_tokens_count_as_much_as_the_step_does(tiny_model):
     class Given:
         texts, options = TEXTS, there.options
 
-    there.rollouts._texts = _texts(Given, codec)
+    there.rollouts._texts, cut = _texts(Given, codec)
+    assert cut == 0
     samples = next(there.rollouts.steps(0))
     with_texts = there.loss(there.module, samples)[0]
     without = there.loss(there.module, [replace(one, texts=()) for one in samples])[0]

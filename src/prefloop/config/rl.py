@@ -195,6 +195,12 @@ class RlSection(OptimizerSection):
             raise ValueError("pretraining: goes with algorithm.ptx_coef, as in ppo_ptx; give both or none")
         if self.kl_target is not None and row.kl == "none":
             raise ValueError(f"kl_target: {self.algorithm.name} has no KL; set algorithm.kl, or leave it out")
+        if self.pretraining is None and "pretraining_rows" in self.model_fields_set:
+            raise ValueError("pretraining_rows: there is no text; name some in pretraining, or leave it out")
+        if self.kl_target is None and "kl_gain" in self.model_fields_set:
+            raise ValueError("kl_gain: there is no target to follow; give kl_target, or leave it out")
+        if self.mixed_groups_only and self.num_completions < 2:
+            raise ValueError("mixed_groups_only: a single completion is like itself; sample at least 2")
         if row.baseline != "critic" and "critic" in self.model_fields_set:
             raise ValueError(f"critic: {self.algorithm.name} has none; leave it out")
         if row.ratio == "none" and self.inner_epochs > 1:

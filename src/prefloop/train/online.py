@@ -79,6 +79,7 @@ def train_online(job: RlJob, progress: Progress) -> dict[str, Any]:
         reference = LogpsModule(
             load_policy(job.reference, job.runtime), pad_id=codec.pad_id, runtime=job.runtime
         )
+    texts, cut_texts = _texts(job, codec)
     rollouts = Rollouts(
         module,
         reference,
@@ -88,7 +89,7 @@ def train_online(job: RlJob, progress: Progress) -> dict[str, Any]:
         job.prompts,
         options,
         constraint=job.constraint() if job.constraint is not None else None,
-        texts=_texts(job, codec),
+        texts=texts,
         file=RowFile(job.out / "samples.jsonl") if processes(job.runtime).is_main_process else None,
         dtype=job.dtype,
         seed=job.seed,
@@ -112,6 +113,8 @@ def train_online(job: RlJob, progress: Progress) -> dict[str, Any]:
         "rows": dict(rollouts.standing.rows),
         **{name: _rounded(rollouts.standing.said.get(name)) for name in ("score_first", "score_last", "kl")},
         "kl_coef": _rounded(rollouts.standing.kl_coef) if row.kl != "none" else None,
+        "texts": len(texts) if job.texts else None,
+        "texts_cut": cut_texts if job.texts else None,
         "shares_prompts": module.shares,
     }
     if processes(job.runtime).is_main_process:
@@ -142,9 +145,15 @@ def _critic(job: RlJob, codec: Codec) -> ValuesModule:
     return critic
 
 
-def _texts(job: RlJob, codec: Codec) -> list[TokenGroup]:
-    rows = [codec.text_ids(one.text)[: job.options.max_prompt_length] for one in job.texts]
-    return [TokenGroup(tuple(ids[:1]), (tuple(ids[1:]),)) for ids in rows if len(ids) > 1]
+def _texts(job: RlJob, codec: Codec) -> tuple[list[TokenGroup], int]:
+    """Pretraining text, no longer than a prompt and its completion may be, and how many rows had to be cut. Raises
+    InputError where there is nothing to learn from."""
+    longest = job.options.max_prompt_length + job.options.max_new_tokens
+    rows = [codec.text_ids(one.text) for one in job.texts]
+    found = [TokenGroup(tuple(ids[:1]), (tuple(ids[1:longest]),)) for ids in rows if len(ids) > 1]
+    if job.texts and not found:
+        raise InputError("rl.pretraining: every text is empty")
+    return found, sum(len(ids) > longest for ids in rows)
 
 
 class Learning:
@@ -206,9 +215,10 @@ class Learning:
             values = [getattr(one, name) for one in samples]
             return None if values[0] is None else torch.cat(values).to(device)
 
+        old = joined("old_logps")
         tokens = PolicyTokens(
             said.logps,
-            joined("old_logps"),
+            said.logps.detach() if old is None else old,
             joined("advantages"),
             batch.lengths,
             reference_logps=joined("reference_logps"),
@@ -267,7 +277,8 @@ class Learning:
         batch = self.module.batch([one.tokens for one in samples])
         with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self._dtype == "bfloat16"):
             said: Said = trained(batch)
-        old = torch.cat([one.old_logps for one in samples]).to(said.logps.device)
+        old = torch.cat([one.old_logps for one in samples if one.old_logps is not None])
+        old = old.to(said.logps.device)
         return kl_k3(old, said.logps).sum() / self.rollouts.num_tokens
 
     @torch.no_grad()

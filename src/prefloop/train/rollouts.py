@@ -54,8 +54,9 @@ class Sample:
 
     name: str
     tokens: TokenGroup
-    old_logps: Tensor
     advantages: Tensor
+    old_logps: Tensor | None = None
+    """None where the batch serves a single step: they are the policy's own then."""
     reference_logps: Tensor | None = None
     old_values: Tensor | None = None
     returns: Tensor | None = None
@@ -148,6 +149,10 @@ class Rollouts:
         """As it holds for the batch that is being learned from: the weight of its KL may have been adapted."""
         price = options.constraint.start if options.constraint is not None else 0.0
         self.standing = Standing(self.row.kl_coef or 0.0, price)
+        self.reads_old = (
+            options.steps_together > 1 or self.row.kl == "reward_k1" or self.row.update == "trust_region"
+        )
+        """Whether anything needs the trainer's log-probabilities from before the first step of a batch."""
         self.moved: list[float] = []
         """KL of a token and number of tokens, by turns, of the microbatches of the last step."""
         self.num_tokens = 0
@@ -283,8 +288,11 @@ class Rollouts:
         lost = Counter(prompt_too_long=len(groups) - len(answered), not_scored=len(answered) - len(kept))
         tokens = [self._tokens(group) for _, group, *_ in kept]
         with self._autocast():
-            old = all_token_logps(self._module.policy, tokens, self._runtime)
             reference, values = None, None
+            if self.reads_old:
+                old = all_token_logps(self._module.policy, tokens, self._runtime)
+            else:  # for the log the engine's are good enough
+                old = [[torch.tensor(one.token_logps) for one in group.completions] for _, group, *_ in kept]
             if self._reference is not None:
                 reference = all_token_logps(self._reference, tokens, self._runtime)
             if self._module.critic is not None:
@@ -350,10 +358,11 @@ class Rollouts:
         def parts(whole: Tensor | None) -> Sequence[Tensor | None]:
             return [None] * len(sizes) if whole is None else whole.split(sizes)
 
-        columns = (old, found.advantages, reference, values, found.returns)
+        read = old if self.reads_old else None
+        others = zip(*map(parts, (read, reference, values, found.returns)), strict=True)
         return [
-            Sample(one.group.prompt.id, one.tokens, *of_one)  # type: ignore[arg-type]
-            for one, *of_one in zip(scored, *map(parts, columns), strict=True)
+            Sample(one.group.prompt.id, one.tokens, advantages, *known)
+            for one, advantages, known in zip(scored, found.advantages.split(sizes), others, strict=True)
         ]
 
     def _shaped(self, scored: Sequence[Scored]) -> Tensor:
