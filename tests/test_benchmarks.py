@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,18 @@ def measured(**changes) -> Measured:
 def dpo_case(**changes) -> Case:
     values = {"name": "a case", "task": "dpo", "model": "nano", "dtype": "float32", "prompts_per_step": 2}
     return Case(**{**values, "data": Data(4, 20, 10), **changes})
+
+
+def of_a_minute(name: str, words: str, results: Path) -> dict[str, Any]:
+    """What a benchmark writes that was run with these options."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *words.split(), "--results", results],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((results / f"{name}.json").read_text())
 
 
 def test_operations_of_a_group_are_those_counted_by_hand():
@@ -115,14 +128,7 @@ def test_without_a_gpu_the_gpu_benchmark_says_so_and_stops(monkeypatch, capsys):
 @needs_trl
 def test_a_minute_benchmark_measures_both_sides(tmp_path):
     words = "--models nano --works fixed --dtypes float32 --repeats 1 --shrink 8 --peer-microbatch 2"
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.dpo", *words.split(), "--results", tmp_path],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads((tmp_path / "dpo.json").read_text())
+    result = of_a_minute("dpo", words, tmp_path)
     (case,) = result["cases"]
     assert case["problems"] == []
     assert set(case["runs"]) == {"prefloop", "TRL"}
@@ -138,14 +144,7 @@ def test_a_minute_benchmark_measures_both_sides(tmp_path):
 @pytest.mark.slow
 def test_both_sides_of_sampling_write_as_many_tokens(tmp_path):
     words = "--models nano --works group --dtypes float32 --repeats 1 --shrink 16"
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.generation", *words.split(), "--results", tmp_path],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads((tmp_path / "generation.json").read_text())
+    result = of_a_minute("generation", words, tmp_path)
     (case,) = result["cases"]
     assert case["problems"] == []
     for (run,) in case["runs"].values():
@@ -157,14 +156,7 @@ def test_both_sides_of_sampling_write_as_many_tokens(tmp_path):
 @needs_trl
 def test_both_sides_of_reinforcement_take_as_many_steps(tmp_path):
     words = "--models nano --works grpo --dtypes float32 --repeats 1 --shrink 4"
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.online", *words.split(), "--results", tmp_path],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (case,) = json.loads((tmp_path / "online.json").read_text())["cases"]
+    (case,) = of_a_minute("online", words, tmp_path)["cases"]
     assert case["problems"] == []
     for (run,) in case["runs"].values():
         assert (run["num_pairs"], run["num_steps"]) == (2, 1)
