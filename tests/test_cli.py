@@ -456,7 +456,7 @@ def test_the_version_is_printed():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("init", "iterative"), "no experiment 'iterative'; choose quickstart, iterative-dpo, offline-dpo, raft, human"),
+        (("init", "iterative"), "no experiment 'iterative'; choose " + ", ".join(cli.PRESETS)),
         (("status", "other"), "no run 'other' in {workspace}; there is small"),
         (("report", "other"), "no run 'other' in {workspace}; there is small"),
         (("show", "policy-zz"), "no artefact 'policy-zz' in {workspace}/artefacts; `prefloop status` lists them"),
