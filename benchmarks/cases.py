@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from benchmarks.machine import Moment
 from benchmarks.shapes import SHAPES, forward_flops
@@ -71,6 +71,10 @@ class Case:
     """0 trains all weights."""
     algorithm: str = ""
     """Of reinforcement."""
+    rl: dict[str, Any] = field(default_factory=dict)
+    """Further keys of `rl`."""
+    scored_by_model: bool = False
+    """Of reinforcement: a reward model scores, and the critic begins as it."""
 
     @property
     def pairs_per_prompt(self) -> int:

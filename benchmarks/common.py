@@ -197,7 +197,8 @@ class Bench:
 
     def _run(self, case: Case, side: Side) -> Measured:
         with tempfile.TemporaryDirectory(dir=self._folder) as out:
-            kinds = ("policy", "reward_model") if case.task == "iteration" else ("policy",)
+            judged = case.task == "iteration" or case.scored_by_model
+            kinds = ("policy", "reward_model") if judged else ("policy",)
             folders = {
                 "models": self.models(case.model, kinds),
                 "warm_up": self.models("nano", kinds),

@@ -1,5 +1,6 @@
 """prefloop's side: the public training stages, and for an iteration the scorer and the selection of the loop."""
 
+import functools
 import itertools
 import json
 import math
@@ -233,6 +234,11 @@ class WordScorer:
                 yield Score(prompt_id=group.prompt.id, completion_id=one.id, value=value, annotator=self.name)
 
 
+def _reward_model(folders: Folders, runtime: RuntimeSection) -> RewardModelScorer:
+    model, codec = load_reward_model(folders.reward_model, runtime)
+    return RewardModelScorer(model, codec, name=ANNOTATOR, same_tokens=True, labels=0, runtime=runtime)
+
+
 def reinforce(case: Case, folders: Folders, runtime: RuntimeSection) -> Done:
     """The stage that samples, scores and updates; from the first sample to the last step."""
     begun: list[Moment] = []
@@ -254,16 +260,17 @@ def reinforce(case: Case, folders: Folders, runtime: RuntimeSection) -> Done:
             "num_completions": case.data.num_completions,
             "max_new_tokens": case.data.completion_length,
             "max_prompt_length": case.longest,
+            **case.rl,
         }
     )
     job = RlJob(
         start=folders.policy,
         reference=folders.policy,
-        critic=None,
+        critic=folders.reward_model if case.scored_by_model else None,
         prompts=tuple(one.prompt for one in groups(case)),
         texts=(),
         sampler=noted,
-        scorer=WordScorer,
+        scorer=functools.partial(_reward_model, folders, runtime) if case.scored_by_model else WordScorer,
         constraint=None,
         options=options,
         dtype=case.dtype,

@@ -16,7 +16,7 @@ FLOORS = [
     {
         "losses", "ragged", "advantages", "shaping", "trust_region", "selection", "siblings", "statistics", "agreement",
     },
-    {"attention", "decoding", "lean", "batches", "modeling", "forward", "reward", "trunks"},
+    {"attention", "decoding", "lean", "batches", "modeling", "forward", "reward", "trunks", "trust"},
     {"generate", "annotate", "train", "evaluate"},
     {"stages", "pipeline", "watching"},
     {"cli", "labelling", "screen", "browse", "chat", "doctor", "tokens", "report", "card", "web"},

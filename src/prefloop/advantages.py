@@ -164,6 +164,13 @@ def leave_one_out(totals: Tensor, group_of: Tensor) -> Tensor:
     return distances * sizes / (sizes - 1).clamp(min=1)
 
 
+def win_rates(scores: Tensor) -> Tensor:
+    """How often each completion of a group beats another of it, itself at 1/2, [C] to [C]: SPPO's estimate of how often it
+    beats the policy, arXiv:2405.00675, with Bradley-Terry's σ(difference of scores) as the preference.
+    """
+    return (scores[:, None] - scores[None]).sigmoid().mean(1)
+
+
 def group_stds(totals: Tensor, group_of: Tensor) -> Tensor:
     """Unbiased standard deviation of each group, [C] to [G]; 0 for a completion without siblings."""
     sizes = group_sizes(group_of)

@@ -292,7 +292,7 @@ def _head_is_plain(model: Any, pad_id: int, *, shares: bool) -> bool:
 
 
 def all_token_logps(
-    module: LogpsModule, groups: Sequence[TokenGroup], runtime: RuntimeSection
+    module: nn.Module, groups: Sequence[TokenGroup], runtime: RuntimeSection
 ) -> list[list[Tensor]]:
     """Log-probabilities of every completion's tokens, float32 on the CPU: a tensor for each completion of each group."""
     return of_each(module, groups, lambda batch: _by_completion(module(batch), batch), runtime)

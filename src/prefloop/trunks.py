@@ -16,13 +16,13 @@ from prefloop.forward import hidden_states, plain
 from prefloop.modeling import layers_of
 
 
-def share_trunk(models: Sequence[Any]) -> int:
+def share_trunk(models: Sequence[Any], *, at_most: int | None = None) -> int:
     """Lets all models use the memory of the first for the embeddings and the lowest layers that are equal in all.
 
-    Returns the number of layers shared; 0 where the embeddings already differ. Shared weights no longer ask for gradients,
-    because training one role would move the others.
+    Returns the number of layers shared, `at_most` so many; 0 where the embeddings already differ. Shared weights no longer
+    ask for gradients, because training one role would move the others.
     """
-    stacks = [[_embeddings(model), *layers_of(plain(model))] for model in models]
+    stacks = [[_embeddings(model), *layers_of(plain(model))[:at_most]] for model in models]
     shared = 0
     for first, *others in zip(*stacks, strict=False):
         if not all(_equal(first, other) for other in others):
@@ -44,31 +44,31 @@ def unique_bytes(models: Sequence[nn.Module]) -> int:
 
 def hidden_of_all(models: Sequence[Any], batch: Batch, *, shared_layers: int) -> list[Tensor]:
     """The last hidden states [rows * T, D] of each model; the shared lowest layers are computed once."""
-    first, *others = map(plain, models)
-    if not shared_layers:
-        return [hidden_states(model, batch) for model in (first, *others)]
-    kept: list[Any] = []
-    top = layers_of(first)[shared_layers - 1]
-    hook = top.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
-    try:
-        states = [hidden_states(first, batch)]
-    finally:
-        hook.remove()
-    for model in others:
-        with _continuing(layers_of(model)[:shared_layers], kept[0]):
-            states.append(hidden_states(model, batch))
-    return states
+    with computed_once(models, shared_layers=shared_layers):
+        return [hidden_states(plain(model), batch) for model in models]
 
 
 @contextlib.contextmanager
-def _continuing(layers: Sequence[nn.Module], known: Any) -> Iterator[None]:
-    """Layers that give what is known already, whatever goes in."""
-    for layer in layers:
-        layer.forward = lambda *_arguments, **_options: known
+def computed_once(models: Sequence[Any], *, shared_layers: int) -> Iterator[None]:
+    """Within it, the shared layers of all models but the first give what the first's gave last, whatever goes in."""
+    if not shared_layers:
+        yield
+        return
+    first, *others = (layers_of(plain(model))[:shared_layers] for model in models)
+    kept: list[Any] = [None]
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        kept[0] = output
+
+    hook = first[-1].register_forward_hook(keep)
+    skipped = [layer for layers in others for layer in layers]
+    for layer in skipped:
+        layer.forward = lambda *_arguments, **_options: kept[0]
     try:
         yield
     finally:
-        for layer in layers:
+        hook.remove()
+        for layer in skipped:
             del layer.forward
 
 

@@ -15,10 +15,10 @@ from prefloop.generate.batch import Drawn, Task
 from prefloop.generate.beam import BeamBatch
 from prefloop.generate.groups import Author, PolicyGenerator
 from prefloop.generate.hf import hf_generator
-from prefloop.generate.trust import compare_with_trainer
 from prefloop.interfaces import InputError
 from prefloop.modeling import load_codec, load_policy
 from prefloop.records import Group, Message, Prompt
+from prefloop.trust import compare_with_trainer
 
 PROMPTS = tales.prompts()[:7]
 BEAMS, NEW_TOKENS = 4, 10

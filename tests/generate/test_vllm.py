@@ -17,11 +17,11 @@ from prefloop.forward import LogpsModule
 from prefloop.generate import vllm, vllm_process
 from prefloop.generate.choose import policy_generator
 from prefloop.generate.sampling import Request, Stops
-from prefloop.generate.trust import TOLERANCE, compare_with_trainer
 from prefloop.interfaces import InputError, PrefloopError
 from prefloop.modeling import load_codec, load_policy
 from prefloop.records import Message, Prompt
 from prefloop.store import read_json
+from prefloop.trust import TOLERANCE, compare_with_trainer
 
 RUNTIME = RuntimeSection(device="cpu", threads=1, generation_rows=16)
 KEEP = VllmEngine(kind="vllm", keep=True)

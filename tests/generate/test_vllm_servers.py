@@ -11,8 +11,8 @@ from prefloop.config import GenerateSection, RemoteEngine
 from prefloop.forward import LogpsModule
 from prefloop.generate.choose import policy_generator
 from prefloop.generate.serve import PYTHON_VARIABLE, serve_policy
-from prefloop.generate.trust import compare_with_trainer
 from prefloop.modeling import load_codec, load_policy
+from prefloop.trust import compare_with_trainer
 
 pytestmark = [
     pytest.mark.vllm,

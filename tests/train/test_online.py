@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 from dataclasses import fields, replace
 from typing import get_args
 
@@ -13,12 +14,13 @@ import torch
 from prefloop.algorithms import ALGORITHMS, Algorithm
 from prefloop.config import AlgorithmSection, RlSection, RuntimeSection
 from prefloop.config.rl import AlgorithmName
-from prefloop.forward import LogpsModule
-from prefloop.interfaces import InputError, no_progress
+from prefloop.forward import LogpsModule, plain
+from prefloop.interfaces import InputError, PrefloopError, no_progress
 from prefloop.launch import run_job
-from prefloop.modeling import load_codec, load_policy, new_reward_model, save_model
+from prefloop.modeling import layers_of, load_codec, load_policy, new_reward_model, save_model
 from prefloop.records import Message, Prompt, Refusal, Score, Text
 from prefloop.stages.reinforce import sampler
+from prefloop.train import online
 from prefloop.train.actor import ActorCritic
 from prefloop.train.online import Around, Learning, RlJob, train_online
 from prefloop.train.rollouts import Rollouts
@@ -96,7 +98,11 @@ def metrics(folder) -> list[dict[str, float]]:
     return [json.loads(one) for one in (folder / "logs" / "metrics.jsonl").read_text().splitlines()]
 
 
-def learning(tiny_model, **options) -> Learning:
+def answers(rollouts: Rollouts, prompts, number: int):
+    return rollouts._sampled(rollouts._module.policy.model, prompts, number, version=number)
+
+
+def learning(tiny_model, *, sampler=sampler, **options) -> Learning:
     """The parts of a stage, before its first step."""
     section = RlSection(**{**OPTIONS, **options})
     codec = load_codec(tiny_model)
@@ -111,11 +117,12 @@ def learning(tiny_model, **options) -> Learning:
         codec,
         PROMPTS,
         section,
+        spare=load_policy(tiny_model, RUNTIME) if section.ahead else None,
         dtype="float32",
         seed=0,
         runtime=RUNTIME,
     )
-    return Learning(rollouts._module, rollouts, dtype="float32")
+    return Learning(rollouts._module, rollouts, section.row, dtype="float32")
 
 
 SPECIAL = {
@@ -139,11 +146,12 @@ def test_every_algorithm_comes_to_what_is_liked(tiny_model, tmp_path, name):
     assert after > before + 0.1
 
 
-@pytest.mark.parametrize("name", ["ppo", "reinforce"])
-def test_a_stage_killed_anywhere_ends_in_the_same_bytes(tiny_model, tmp_path, name):
+@pytest.mark.parametrize(("name", "ahead"), [("ppo", 0), ("ppo", 1), ("reinforce", 0)])
+def test_a_stage_killed_anywhere_ends_in_the_same_bytes(tiny_model, tmp_path, name, ahead):
     options = {
         "algorithm": name,
         "steps": 3,
+        "ahead": ahead,
         "kl_target": 0.1,
         "score_scale": "running",
         "minibatches": 2,
@@ -186,6 +194,41 @@ def test_a_stage_killed_anywhere_ends_in_the_same_bytes(tiny_model, tmp_path, na
     assert timeless[0] == timeless[1]
 
 
+def test_ahead_a_batch_is_by_weights_one_batch_older_and_its_tokens_are_weighed(tiny_model):
+    there = learning(tiny_model, algorithm="grpo", ahead=1, steps=3, sampler_cap=1.1)
+    first = there.rollouts.batch(0)
+    assert torch.cat([one.weights for one in first]) == pytest.approx(1, abs=1e-4)
+    with torch.no_grad():
+        for weight in there.module.policy.parameters():
+            weight.mul_(1.05)
+    started = learning(tiny_model, algorithm="grpo", minibatches=2)
+    samples, sampled = there.rollouts.batch(1), started.rollouts.batch(1)
+    assert [one.tokens for one in samples] == [one.tokens for one in sampled], (
+        "what the weights of the start say"
+    )
+    for one, other in zip(samples, sampled, strict=True):
+        expected = (one.old_logps - other.old_logps).exp().clamp(max=1.1)
+        torch.testing.assert_close(one.weights, expected, rtol=0, atol=1e-3)
+    told = there.rollouts.figures()
+    assert told["rl/sampler_kl"] > 1e-3
+    loss, _ = there.loss(there.module, samples)
+    doubled, _ = there.loss(there.module, [replace(one, weights=2 * one.weights) for one in samples])
+    without_kl = there.loss(there.module, [replace(one, advantages=0 * one.advantages) for one in samples])[0]
+    assert float(doubled - without_kl) == pytest.approx(2 * float(loss - without_kl), rel=1e-4)
+
+
+def test_an_engine_with_other_weights_is_found_in_the_first_batch(tiny_model):
+    def other(model, *arguments, **options):
+        strange = load_policy(tiny_model, RUNTIME)
+        with torch.no_grad():
+            for weight in strange.parameters():
+                weight.mul_(1.05)
+        return sampler(strange, *arguments, **options)
+
+    with pytest.raises(PrefloopError, match="the engine runs other weights"):
+        learning(tiny_model, sampler=other, algorithm="grpo").rollouts.batch(0)
+
+
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_the_first_step_of_a_batch_is_taken_by_the_policy_that_sampled_it(tiny_model, minibatches):
     there = learning(tiny_model, algorithm="grpo", minibatches=minibatches)
@@ -201,7 +244,7 @@ def test_the_first_step_of_a_batch_is_taken_by_the_policy_that_sampled_it(tiny_m
 
 def test_what_is_read_is_what_was_sampled(tiny_model):
     there = learning(tiny_model, algorithm="grpo", minibatches=2)
-    scored, _ = there.rollouts._scored(list(enumerate(there.rollouts._sampled(PROMPTS[:3], 0))))
+    scored, _ = there.rollouts._scored(list(enumerate(answers(there.rollouts, PROMPTS[:3], 0))))
     for one in scored:
         for completion, logps in zip(one.group.completions, one.old_logps, strict=True):
             assert torch.tensor(completion.token_logps) == pytest.approx(logps, abs=1e-4)
@@ -209,7 +252,7 @@ def test_what_is_read_is_what_was_sampled(tiny_model):
 
 def test_a_prompt_that_comes_again_is_answered_anew(tiny_model):
     rollouts = learning(tiny_model, algorithm="grpo").rollouts
-    first, again = (rollouts._sampled(PROMPTS[:1], number)[0] for number in (0, 2))
+    first, again = (answers(rollouts, PROMPTS[:1], number)[0] for number in (0, 2))
     assert [one.token_ids for one in first.completions] != [one.token_ids for one in again.completions]
     used = [one.id for number in range(2) for one in rollouts.prompts_of(number)]
     assert len(set(used)) == len(PROMPTS), "all prompts are used once before any comes again"
@@ -351,7 +394,7 @@ def test_penalties_make_what_is_optimised(tiny_model):
     there = learning(
         tiny_model, algorithm="grpo", unfinished_penalty=2.0, length_penalty=0.25, score_clip=0.01
     ).rollouts
-    scored, _ = there._scored(list(enumerate(there._sampled(PROMPTS[:4], 0))))
+    scored, _ = there._scored(list(enumerate(answers(there, PROMPTS[:4], 0))))
     expected = [
         min(score.value, 0.01) - 2.0 * (one.finish_reason == "length") - 0.25 * len(one.token_ids)
         for group in scored
@@ -421,3 +464,51 @@ def test_two_processes_take_the_same_steps_as_one(tiny_model, tmp_path):
         assert stats["rows"] == {"prompts": 16}
     assert len(found[0]) == 4
     assert found[1] == pytest.approx(found[0], abs=2e-4)
+
+
+def test_frozen_layers_are_in_memory_once_and_change_nothing(tiny_model, tmp_path, monkeypatch):
+    model, codec = new_reward_model(tiny_model, RUNTIME)
+    torch.nn.init.constant_(model.score.weight, 0.01)
+    save_model(model, codec.tokenizer, tmp_path / "reward", dtype="float32")
+    seen = []
+    share = ActorCritic.share
+
+    class Asks(LikesLowIds):
+        models = (model,)
+
+    def shared(self, others, *, layers):
+        share(self, others, layers=layers)
+        seen.append([self.policy.model, self.critic.model, *others])
+
+    options = {"algorithm": "ppo", "steps": 2, "minibatches": 2, "frozen_layers": 2, "ahead": 1}
+    monkeypatch.setattr(ActorCritic, "share", shared)
+    one = job(tiny_model, tmp_path / "once", scorer=Asks, reward=tmp_path / "reward", **options)
+    assert train_online(one, no_progress)["shared_layers"] == 2
+    # policy, critic, reference, the copy that samples ahead, and the reward model
+    (models,) = seen
+    assert len(models) == 5
+    lowest = [{layers_of(plain(one))[1].mlp.up_proj.weight.data_ptr() for one in models}]
+    assert [len(one) for one in lowest] == [1]
+    assert len({layers_of(plain(one))[2].mlp.up_proj.weight.data_ptr() for one in models}) == 5
+    monkeypatch.setattr(ActorCritic, "share", lambda *_, **__: None)
+    other = job(tiny_model, tmp_path / "apart", reward=tmp_path / "reward", **options)
+    assert train_online(other, no_progress)["shared_layers"] == 0
+    for found, expected in zip(metrics(tmp_path / "once"), metrics(tmp_path / "apart"), strict=True):
+        assert found["train/loss"] == pytest.approx(expected["train/loss"], abs=1e-6)
+        assert found["train/value"] == pytest.approx(expected["train/value"], abs=1e-6)
+
+
+def test_a_policy_with_adapters_is_its_own_reference_without_them(tiny_model, tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(online, "load_policy", lambda *given: loaded.append(given) or load_policy(*given))
+    options = {"algorithm": "grpo", "steps": 3, "lora": {"rank": 4}}
+    train_online(job(tiny_model, tmp_path / "own", **options), no_progress)
+    assert len(loaded) == 1
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    train_online(replace(job(tiny_model, tmp_path / "other", **options), reference=copy), no_progress)
+    assert len(loaded) == 3
+    rows = metrics(tmp_path / "own")
+    assert rows[-1]["train/kl"] > 0
+    for found, expected in zip(rows, metrics(tmp_path / "other"), strict=True):
+        assert found["train/loss"] == pytest.approx(expected["train/loss"], abs=1e-6)
+        assert found["rl/kl"] == pytest.approx(expected["rl/kl"], abs=1e-5)

@@ -30,6 +30,7 @@ class CompositeScorer:
     ) -> None:
         self.name = "composite"
         self._scorers = {"preference": preference} | ({"rules": rules} if rules is not None else {})
+        self.models = tuple(one for scorer in self._scorers.values() for one in getattr(scorer, "models", ()))
         self._template = re.compile(options.template, re.DOTALL) if options.template is not None else None
         self._count_tokens = count_tokens
         self._weights = {"preference": 1.0}

@@ -40,6 +40,7 @@ class RewardModelScorer:
         runtime: RuntimeSection,
     ) -> None:
         self.codec = codec
+        self.models = (model,)
         self.name = name
         self.labels = labels
         self._read = _reader(model, Texts(codec, same_tokens=same_tokens), runtime)
@@ -178,6 +179,7 @@ class RuleModelScorer:
         if not self.rules:
             raise InputError(f"{name}: the model names no rules; list them in rules")
         self.codec = codec
+        self.models = (model,)
         self._reduction = reduction
         self._texts = Texts(codec, same_tokens=same_tokens)
         self._labels = labels

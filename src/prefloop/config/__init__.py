@@ -27,6 +27,7 @@ from prefloop.config.annotate import (
     TriggerSection,
     uses_loop_reward,
 )
+from prefloop.config.comparisons import PairsSection, SppoSection
 from prefloop.config.experiment import MAIN_ARM, Experiment, hashed, keys, load, parse, sections_in
 from prefloop.config.generate import (
     Engine,
@@ -186,6 +187,7 @@ __all__ = [
     "MarginRankingReward",
     "MultiObjectiveReward",
     "PAIRWISE_TEMPLATE",
+    "PairsSection",
     "PairwiseReward",
     "PlackettLuceReward",
     "ProcessReward",
@@ -195,6 +197,7 @@ __all__ = [
     "RulesReward",
     "ScalarReward",
     "SparrowReward",
+    "SppoSection",
     "RobustObjective",
     "RuleAnnotator",
     "RuleModelAnnotator",

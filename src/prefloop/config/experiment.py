@@ -165,7 +165,7 @@ class Experiment(Section):
             return (
                 "runtime.sharding, deepspeed: rl samples from the weights that it trains, which must be whole"
             )
-        if self.rl.algorithm.row.update == "trust_region" and runtime.num_processes > 1:
+        if self.rl.row is not None and self.rl.row.update == "trust_region" and runtime.num_processes > 1:
             return "runtime.num_processes: trpo runs in one process; set it to 1"
         if self.loop.batches and not self.labels_teach_reward:
             return (

@@ -7,10 +7,14 @@ from pydantic import Field, model_validator
 
 from prefloop.algorithms import ALGORITHMS, Algorithm, Baseline, Clip, Kl, Ratio, Reduction, Scale, vary
 from prefloop.config.annotate import CompositeAnnotator, GoldScorer, RewardModelAnnotator
-from prefloop.config.section import Section, shorthand
+from prefloop.config.comparisons import PairsSection, SppoSection
+from prefloop.config.section import Section, default, shorthand
 from prefloop.config.source import Source
 from prefloop.config.training import OptimizerSection
 from prefloop.interfaces import InputError
+
+AHEAD_CAP = 2.0
+"""Usual for samplers that compute a little otherwise than the trainer."""
 
 AlgorithmName = Literal[
     "ppo",
@@ -80,6 +84,14 @@ class AlgorithmSection(Section):
         return self
 
 
+Algorithms = Annotated[
+    AlgorithmSection | PairsSection | SppoSection,
+    Field(discriminator="name"),
+    default("name", "ppo"),
+    shorthand("name"),
+]
+
+
 class CriticSection(Section):
     """The model that says what is still to come, for algorithms whose baseline is a critic."""
 
@@ -108,7 +120,7 @@ class ConstraintSection(Section):
 class RlSection(OptimizerSection):
     """Reinforcement learning in place of training on pairs: the policy samples, is scored, and learns from what it said."""
 
-    algorithm: Annotated[AlgorithmSection, shorthand("name")] = AlgorithmSection()
+    algorithm: Algorithms = AlgorithmSection()
     """How scores become a change of the weights."""
     reward: GoldScorer | CompositeAnnotator = Field(
         default=RewardModelAnnotator(kind="reward_model"), discriminator="kind"
@@ -132,6 +144,11 @@ class RlSection(OptimizerSection):
     """Optimiser steps that a batch is cut into; all completions of a prompt stay together."""
     inner_epochs: int = Field(default=1, ge=1)
     """How often a batch is learned from."""
+    ahead: Literal[0, 1] = 0
+    """1 samples a batch while the one before is learned from, by weights that are one batch older."""
+    sampler_cap: float | None = Field(default=None, gt=0)
+    """A sampled token counts by trainer's / sampler's probability, but at most this; for samples of older weights or of an
+    engine that computes less exactly. Left out, it is 2 with `ahead` and 1 for every token without."""
     unfinished_penalty: float = Field(default=0.0, ge=0)
     """Subtracted from the score of a completion that was cut off before its terminator."""
     length_penalty: float = Field(default=0.0, ge=0)
@@ -167,6 +184,30 @@ class RlSection(OptimizerSection):
     """How the learning rate falls after the warm-up."""
 
     @property
+    def row(self) -> Algorithm | None:
+        """The row of the table of algorithms; None where completions are compared with each other instead."""
+        return self.algorithm.row if isinstance(self.algorithm, AlgorithmSection) else None
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether log-probabilities of the reference are read."""
+        if isinstance(self.algorithm, AlgorithmSection):
+            return self.algorithm.row.kl != "none"
+        return self.algorithm.needs_reference
+
+    @property
+    def asks_reference(self) -> bool:
+        """Whether half of the completions are sampled from the reference."""
+        return isinstance(self.algorithm, PairsSection) and self.algorithm.asks_reference
+
+    @property
+    def weight_cap(self) -> float | None:
+        """The largest weight of a token whose sampler says otherwise than the trainer; None where none is weighed."""
+        if self.row is None or (self.sampler_cap is None and not self.ahead):
+            return None
+        return AHEAD_CAP if self.sampler_cap is None else self.sampler_cap
+
+    @property
     def steps_together(self) -> int:
         """Optimiser steps made of one batch."""
         return self.minibatches * self.inner_epochs
@@ -177,12 +218,6 @@ class RlSection(OptimizerSection):
 
     @model_validator(mode="after")
     def _keys_are_read(self) -> "RlSection":
-        row = self.algorithm.row
-        if row.baseline in ("group", "leave_one_out") and self.num_completions < 2:
-            raise ValueError(
-                f"num_completions = {self.num_completions}: {self.algorithm.name} compares the completions of a prompt; "
-                "sample at least 2"
-            )
         if self.prompts_per_step > self.num_prompts:
             raise ValueError(
                 f"prompts_per_step = {self.prompts_per_step}: there are {self.num_prompts} prompts; raise num_prompts"
@@ -191,16 +226,34 @@ class RlSection(OptimizerSection):
             raise ValueError(
                 f"minibatches = {self.minibatches}: a batch of {self.prompts_per_step} prompts cannot be cut into more"
             )
+        if self.kl_target is None and "kl_gain" in self.model_fields_set:
+            raise ValueError("kl_gain: there is no target to follow; give kl_target, or leave it out")
+        if self.pretraining is None and "pretraining_rows" in self.model_fields_set:
+            raise ValueError("pretraining_rows: there is no text; name some in pretraining, or leave it out")
+        if self.mixed_groups_only and self.num_completions < 2:
+            raise ValueError("mixed_groups_only: a single completion is like itself; sample at least 2")
+        if self.overlong_margin is not None and self.overlong_margin > self.max_new_tokens:
+            raise ValueError("overlong_margin: cannot be longer than max_new_tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_algorithm(self) -> "RlSection":
+        if self.row is None:
+            self._fits_comparisons()
+        else:
+            self._fits_row(self.row)
+        return self
+
+    def _fits_row(self, row: Algorithm) -> None:
+        if row.baseline in ("group", "leave_one_out") and self.num_completions < 2:
+            raise ValueError(
+                f"num_completions = {self.num_completions}: {self.algorithm.name} compares the completions of a prompt; "
+                "sample at least 2"
+            )
         if bool(row.ptx_coef) != (self.pretraining is not None):
             raise ValueError("pretraining: goes with algorithm.ptx_coef, as in ppo_ptx; give both or none")
         if self.kl_target is not None and row.kl == "none":
             raise ValueError(f"kl_target: {self.algorithm.name} has no KL; set algorithm.kl, or leave it out")
-        if self.pretraining is None and "pretraining_rows" in self.model_fields_set:
-            raise ValueError("pretraining_rows: there is no text; name some in pretraining, or leave it out")
-        if self.kl_target is None and "kl_gain" in self.model_fields_set:
-            raise ValueError("kl_gain: there is no target to follow; give kl_target, or leave it out")
-        if self.mixed_groups_only and self.num_completions < 2:
-            raise ValueError("mixed_groups_only: a single completion is like itself; sample at least 2")
         if row.baseline != "critic" and "critic" in self.model_fields_set:
             raise ValueError(f"critic: {self.algorithm.name} has none; leave it out")
         if row.ratio == "none" and self.inner_epochs > 1:
@@ -210,6 +263,22 @@ class RlSection(OptimizerSection):
             )
         if row.update == "trust_region" and self.steps_together > 1:
             raise ValueError("minibatches, inner_epochs: trpo takes one step a batch; leave them at 1")
-        if self.overlong_margin is not None and self.overlong_margin > self.max_new_tokens:
-            raise ValueError("overlong_margin: cannot be longer than max_new_tokens")
-        return self
+
+    def _fits_comparisons(self) -> None:
+        """Completions that are compared have no advantages, no ratios and no critic."""
+        name = self.algorithm.name
+        unread = {"kl_target", "max_step_kl", "critic", "pretraining", "mixed_groups_only", "sampler_cap"}
+        if given := sorted(unread & {key for key in self.model_fields_set if getattr(self, key) is not None}):
+            raise ValueError(f"{', '.join(given)}: {name} reads none of it; leave it out")
+        if self.num_completions < 2:
+            raise ValueError(
+                f"num_completions = {self.num_completions}: {name} compares the completions of a prompt; sample at least 2"
+            )
+        if self.asks_reference and self.num_completions % 2:
+            raise ValueError(
+                f"num_completions = {self.num_completions}: half of them are the reference's; make it even"
+            )
+        if self.asks_reference and self.ahead:
+            raise ValueError(
+                f"ahead: {name} samples from the reference too, which is in use meanwhile; set it to 0"
+            )

@@ -21,6 +21,11 @@ def shorthand(key: str) -> BeforeValidator:
 
 def default_kind(kind: str) -> BeforeValidator:
     """Lets `kind` be left out of a section that has a usual one."""
+    return default("kind", kind)
+
+
+def default(key: str, usual: str) -> BeforeValidator:
+    """Lets the key that tells sections apart be left out."""
     return BeforeValidator(
-        lambda value: {"kind": kind, **value} if isinstance(value, dict) and "kind" not in value else value
+        lambda value: {key: usual, **value} if isinstance(value, dict) and key not in value else value
     )

@@ -53,6 +53,7 @@ from prefloop.losses.preference import (
     soft_rev_kl_loss,
     soft_tv_loss,
     sppo_hard_loss,
+    sppo_losses,
     step_baseline,
 )
 from prefloop.losses.reward import (
@@ -125,6 +126,7 @@ __all__ = [
     "soft_tv_loss",
     "sparrow_preference_loss",
     "sppo_hard_loss",
+    "sppo_losses",
     "step_baseline",
     "token_losses",
     "token_weights",

@@ -160,6 +160,11 @@ def sppo_hard_loss(pair: PairLogps, *, beta: float) -> Tensor:
     return (pair.chosen_logratios - target) ** 2 + (pair.rejected_logratios + target) ** 2
 
 
+def sppo_losses(logratios: Tensor, win_rates: Tensor, *, beta: float) -> Tensor:
+    """SPPO, Eq. 4.5 of arXiv:2405.00675: log-ratios [C] of completions aim at (win rate - 1/2) / beta, [C] each."""
+    return (logratios - (win_rates - 0.5) / beta) ** 2
+
+
 def nca_pair_loss(pair: PairLogps, *, beta: float) -> Tensor:
     """NCA for pairs (arXiv:2402.05369): pulls the chosen reward up, and both towards 0."""
     chosen, rejected = beta * pair.chosen_logratios, beta * pair.rejected_logratios

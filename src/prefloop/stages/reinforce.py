@@ -10,6 +10,7 @@ from prefloop.config import (
     Experiment,
     GenerateSection,
     RewardModelAnnotator,
+    RlSection,
     RuntimeSection,
     uses_loop_reward,
 )
@@ -78,7 +79,7 @@ def reinforce(
 
     config = {
         **without_paths(options, *NOT_THE_STAGES),
-        "algorithm": {name: value for name, value in vars(options.algorithm.row).items() if name != "source"},
+        "algorithm": _columns(options),
         "dtype": x.model.dtype,
         "seed": x.seed,
         "version": version,
@@ -113,11 +114,18 @@ def sampler(
     return hf_generator(model, codec, options, seed=seed, author=author, runtime=runtime)
 
 
+def _columns(options: RlSection) -> dict[str, Any]:
+    """What the algorithm is made of, whatever it is called."""
+    if options.row is None:
+        return options.algorithm.model_dump()
+    return {name: value for name, value in vars(options.row).items() if name != "source"}
+
+
 def _critic(x: Experiment) -> str | None:
     """Where the critic begins: `reward` is the loop's own reward model; None where the algorithm has none."""
     options = x.rl
     assert options is not None, "the caller asked"
-    if options.algorithm.row.baseline != "critic":
+    if options.row is None or options.row.baseline != "critic":
         return None
     scorer = options.reward.preference if isinstance(options.reward, CompositeAnnotator) else options.reward
     if options.critic.start == "auto":

@@ -159,8 +159,8 @@ def compared_with_trainer(
     `dtype` is what the groups were sampled in: the model's, unless another is given.
     """
     from prefloop.forward import LogpsModule
-    from prefloop.generate.trust import compare_with_trainer
     from prefloop.modeling import load_codec, load_policy
+    from prefloop.trust import compare_with_trainer
 
     folder = model_folder(policy)
     codec = load_codec(folder)

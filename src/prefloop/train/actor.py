@@ -1,13 +1,14 @@
 """A policy and its critic as one module, so that one optimiser step moves both."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from prefloop.batches import Batch, TokenGroup, collate
 from prefloop.forward import LogpsModule, ValuesModule, cost
 from prefloop.interfaces import InputError
+from prefloop.trunks import computed_once, share_trunk
 
 
 class Said(NamedTuple):
@@ -31,6 +32,8 @@ class ActorCritic(nn.Module):
             )
         self.policy = policy
         self.critic = critic
+        self.shared_layers = 0
+        """Lowest layers that both have in common, and that are computed once for both."""
 
     @property
     def shares(self) -> bool:
@@ -39,8 +42,18 @@ class ActorCritic(nn.Module):
 
     def forward(self, batch: Batch, *, entropies: bool = False) -> Said:
         """What both say of the completions' tokens."""
-        logps, found = self.policy(batch, beside="entropies") if entropies else (self.policy(batch), None)
-        return Said(logps, found, self.critic(batch) if self.critic is not None else None)
+        models = [one.model for one in (self.policy, self.critic) if one is not None]
+        with computed_once(models, shared_layers=self.shared_layers):
+            logps, found = self.policy(batch, beside="entropies") if entropies else (self.policy(batch), None)
+            return Said(logps, found, self.critic(batch) if self.critic is not None else None)
+
+    def share(self, others: Sequence[Any], *, layers: int) -> None:
+        """Lets the critic and other models use the memory of the policy's lowest layers, which are not trained, where they
+        are the same."""
+        for other in others:
+            share_trunk([self.policy.model, other], at_most=layers)
+        if self.critic is not None:
+            self.shared_layers = share_trunk([self.policy.model, self.critic.model], at_most=layers)
 
     def batch(self, groups: Sequence[TokenGroup]) -> Batch:
         """Groups as both read them."""

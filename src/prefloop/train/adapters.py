@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from prefloop.batches import Batch
 from prefloop.config import LoraSection, OptimizerSection, RuntimeSection
-from prefloop.forward import plain
+from prefloop.forward import LogpsModule, plain
 from prefloop.interfaces import InputError
 from prefloop.lean import LeanLinear
 from prefloop.modeling import device_of, layers_of
@@ -100,6 +101,34 @@ def _wrapped(model: PreTrainedModel, config: Any) -> Any:
     with warnings.catch_warnings():  # peft reads a property by the name that transformers gave up
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         return get_peft_model(model, config)
+
+
+class WithoutAdapters(nn.Module):
+    """What a policy with adapters was before them: a reference that takes no memory of its own."""
+
+    def __init__(self, policy: LogpsModule) -> None:
+        super().__init__()
+        self.policy = policy
+
+    @property
+    def model(self) -> Any:
+        """The model with its adapters."""
+        return self.policy.model
+
+    @property
+    def shares(self) -> bool:
+        """Whether prompts are computed once for all their completions."""
+        return self.policy.shares
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills rows."""
+        return self.policy.pad_id
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Log-probabilities [t] of `batch.targets`, float32."""
+        with self.model.disable_adapter():
+            return self.policy(batch)
 
 
 def merged(model: Any) -> PreTrainedModel:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prefloop.algorithms import Algorithm
 from prefloop.batches import Codec, TokenGroup
 from prefloop.config import RlSection, RuntimeSection
 from prefloop.forward import LogpsModule, ValuesModule
@@ -31,11 +32,14 @@ from prefloop.modeling import (
 from prefloop.records import Prompt, Text
 from prefloop.store import RowFile
 from prefloop.train.actor import ActorCritic, Said
-from prefloop.train.adapters import merged, trainable
+from prefloop.train.adapters import WithoutAdapters, merged, trainable
+from prefloop.train.comparing import Comparing
 from prefloop.train.loop import Metrics, Task, fit
 from prefloop.train.rollouts import GeneratorOf, Rollouts, Sample
 from prefloop.trust_region import Tried, difference_product, flat, line_search, natural_step, unflat
 
+SAID = ("score_first", "score_last", "kl", "engine_gap")
+"""What the statistics say of the batches."""
 BOUND = 0.01
 """Of a trust region's step, in nats a token, where nothing else is asked for (arXiv:1502.05477, section 8.1)."""
 DAMPING, ITERATIONS, BACKTRACK, ATTEMPTS = 0.1, 10, 0.8, 10
@@ -69,53 +73,66 @@ def train_online(job: RlJob, progress: Progress) -> dict[str, Any]:
     """Trains and saves the policy to `job.out / "model"`; returns its statistics."""
     settle(job.runtime)
     options, codec = job.options, load_codec(job.start)
-    row = options.algorithm.row
+    row = options.row
     policy = LogpsModule(load_policy(job.start, job.runtime), pad_id=codec.pad_id, runtime=job.runtime)
     policy.model = _trainable(policy.model, job, "CAUSAL_LM")
-    critic = _critic(job, codec) if row.baseline == "critic" else None
+    critic = _critic(job, codec) if row is not None and row.baseline == "critic" else None
     module = ActorCritic(policy, critic)
-    reference = None
-    if row.kl != "none":
-        reference = LogpsModule(
-            load_policy(job.reference, job.runtime), pad_id=codec.pad_id, runtime=job.runtime
-        )
+    reference = _reference(job, codec, policy) if options.needs_reference else None
+    scorer = job.scorer()
+    constraint = job.constraint() if job.constraint is not None else None
     texts, cut_texts = _texts(job, codec)
+    spare = _trainable(load_policy(job.start, job.runtime), job, "CAUSAL_LM") if options.ahead else None
+    if options.frozen_layers:
+        own = [one.model for one in (reference,) if one is not None and one.model is not policy.model]
+        module.share(
+            [*own, *([spare] if spare else []), *models_of(scorer), *models_of(constraint)],
+            layers=options.frozen_layers,
+        )
     rollouts = Rollouts(
         module,
         reference,
         job.sampler,
-        job.scorer(),
+        scorer,
         codec,
         job.prompts,
         options,
-        constraint=job.constraint() if job.constraint is not None else None,
+        constraint=constraint,
         texts=texts,
         file=RowFile(job.out / "samples.jsonl") if processes(job.runtime).is_main_process else None,
+        spare=spare,
         dtype=job.dtype,
         seed=job.seed,
         runtime=job.runtime,
     )
-    learning = Learning(module, rollouts, dtype=job.dtype)
-    stats: dict[str, Any] = fit(
-        module,
-        learning.task(),
-        options,
-        steps=options.steps * options.steps_together,
-        seed=job.seed,
-        dtype=job.dtype,
-        runtime=job.runtime,
-        folder=job.out,
-        progress=progress,
+    learning = (
+        Comparing(module, rollouts) if row is None else Learning(module, rollouts, row, dtype=job.dtype)
     )
+    try:
+        stats: dict[str, Any] = fit(
+            module,
+            learning.task(),
+            options,
+            steps=options.steps * options.steps_together,
+            seed=job.seed,
+            dtype=job.dtype,
+            runtime=job.runtime,
+            folder=job.out,
+            progress=progress,
+        )
+    finally:
+        rollouts.close()
     policy.model = merged(policy.model)
+    has_kl = row is not None and row.kl != "none"
     stats |= {
         "algorithm": options.algorithm.name,
         "rows": dict(rollouts.standing.rows),
-        **{name: _rounded(rollouts.standing.said.get(name)) for name in ("score_first", "score_last", "kl")},
-        "kl_coef": _rounded(rollouts.standing.kl_coef) if row.kl != "none" else None,
+        **{name: _rounded(rollouts.standing.said.get(name)) for name in SAID},
+        "kl_coef": _rounded(rollouts.standing.kl_coef) if has_kl else None,
         "texts": len(texts) if job.texts else None,
         "texts_cut": cut_texts if job.texts else None,
         "shares_prompts": module.shares,
+        "shared_layers": module.shared_layers if critic is not None else None,
     }
     if processes(job.runtime).is_main_process:
         save_model(policy.model, codec.tokenizer, job.out / "model", dtype=job.dtype)
@@ -128,6 +145,18 @@ def _rounded(value: float | None) -> float | None:
 
 def _trainable(model: Any, job: RlJob, task: str) -> Any:
     return trainable(model, job.options, task=task, dtype=job.dtype, seed=job.seed, runtime=job.runtime)
+
+
+def _reference(job: RlJob, codec: Codec, policy: LogpsModule) -> LogpsModule | WithoutAdapters:
+    # what is sampled from is asked through its model, where adapters cannot be left out for a while
+    if job.options.lora is not None and job.reference == job.start and not job.options.asks_reference:
+        return WithoutAdapters(policy)
+    return LogpsModule(load_policy(job.reference, job.runtime), pad_id=codec.pad_id, runtime=job.runtime)
+
+
+def models_of(scorer: Scorer | None) -> Sequence[Any]:
+    """The models that a scorer asks, where it says so."""
+    return getattr(scorer, "models", ())
 
 
 def _critic(job: RlJob, codec: Codec) -> ValuesModule:
@@ -159,29 +188,35 @@ def _texts(job: RlJob, codec: Codec) -> tuple[list[TokenGroup], int]:
 class Learning:
     """The losses of an algorithm on samples, as the optimiser loop needs them."""
 
-    def __init__(self, module: ActorCritic, rollouts: Rollouts, *, dtype: str) -> None:
+    def __init__(self, module: ActorCritic, rollouts: Rollouts, row: Algorithm, *, dtype: str) -> None:
         self.module = module
         self.rollouts = rollouts
         self.options = rollouts.options
+        self._first_row = row
         self._dtype = dtype
+
+    @property
+    def row(self) -> Algorithm:
+        """The algorithm, with the weight of the KL as it is by now."""
+        return self.rollouts.row or self._first_row
 
     def task(self) -> Task[Sample]:
         """Training on samples that are made as it goes."""
-        reduction = self.rollouts.row.reduction
+        reduction = self.row.reduction
         return Task(
             items=(),
             tokens=lambda one: self.module.cost(one.tokens) + sum(map(self.module.cost, one.texts)),
             count=lambda one: counted(torch.tensor(one.lengths), reduction=reduction),
             name=lambda one: f"prompt {one.name}",
             loss=self.loss,
-            kept=[self.rollouts.standing],
+            kept=self.rollouts.kept,
             made=self.rollouts,
-            move=self.move if self.rollouts.row.update == "trust_region" else None,
+            move=self.move if self.row.update == "trust_region" else None,
         )
 
     def loss(self, trained: Any, samples: Sequence[Sample]) -> tuple[Tensor, Metrics]:
         """Summed loss and summed metrics. `trained` is the module, or what replicates it."""
-        row = self.rollouts.row
+        row = self.row
         tokens, losses = self._losses(trained, samples)
         weights = token_weights(
             tokens.lengths, reduction=row.reduction, longest=self.options.max_new_tokens
@@ -206,7 +241,7 @@ class Learning:
         return loss, metrics
 
     def _losses(self, trained: Any, samples: Sequence[Sample]) -> tuple[PolicyTokens, TokenLosses]:
-        row = self.rollouts.row
+        row = self.row
         batch = self.module.batch([one.tokens for one in samples])
         said: Said = trained(batch, entropies=bool(row.entropy_coef))
         device = said.logps.device
@@ -221,6 +256,7 @@ class Learning:
             said.logps.detach() if old is None else old,
             joined("advantages"),
             batch.lengths,
+            weights=joined("weights"),
             reference_logps=joined("reference_logps"),
             entropies=said.entropies,
             values=said.values,

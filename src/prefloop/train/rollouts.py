@@ -15,20 +15,27 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from prefloop import shaping
-from prefloop.advantages import Moments, advantages_of, completion_returns
+from prefloop.advantages import Moments, advantages_of, completion_returns, win_rates
 from prefloop.algorithms import vary
 from prefloop.batches import Codec, TokenGroup
-from prefloop.config import ConstraintSection, GenerateSection, RlSection, RuntimeSection
+from prefloop.config import ConstraintSection, GenerateSection, RlSection, RuntimeSection, SppoSection
 from prefloop.forward import LogpsModule, all_token_logps, all_values, plain
 from prefloop.interfaces import Generator, InputError, Scorer
 from prefloop.launch import processes
-from prefloop.losses import adapted_kl_coef, counted, kl_k1
+from prefloop.losses import adapted_kl_coef, counted, kl_k1, kl_k3, truncated_weights
+from prefloop.modeling import Dtype
 from prefloop.records import Group, Prompt, Rollout, Score, content_id
+from prefloop.selection import Choice
 from prefloop.store import RowFile
 from prefloop.train.actor import ActorCritic
+from prefloop.train.adapters import WithoutAdapters
+from prefloop.train.ahead import Ahead
+from prefloop.trust import compare_with_trainer
 
 ROLLOUTS = 1
 """Tells the random numbers that cut a batch from others of the same seed."""
+CHECKED = 2
+"""Groups of the first batch whose log-probabilities are compared with the trainer's."""
 KEPT = 2
 """Groups of a batch that are kept to be looked at."""
 
@@ -54,12 +61,19 @@ class Sample:
 
     name: str
     tokens: TokenGroup
-    advantages: Tensor
+    advantages: Tensor | None = None
+    """None where completions are compared with each other instead."""
     old_logps: Tensor | None = None
     """None where the batch serves a single step: they are the policy's own then."""
     reference_logps: Tensor | None = None
     old_values: Tensor | None = None
     returns: Tensor | None = None
+    weights: Tensor | None = None
+    """What each token counts, where the sampler was another than the trainer's policy."""
+    pairs: tuple[Choice, ...] = ()
+    """Completions of which one is better than the other."""
+    win_rates: Tensor | None = None
+    """How often each completion beats the others, [C]."""
     texts: tuple[TokenGroup, ...] = ()
     """Pretraining text that is learned from in the same step."""
     text_weight: float = 0.0
@@ -128,7 +142,7 @@ class Rollouts:
     def __init__(
         self,
         module: ActorCritic,
-        reference: LogpsModule | None,
+        reference: LogpsModule | WithoutAdapters | None,
         sampler: "GeneratorOf",
         scorer: Scorer,
         codec: Codec,
@@ -138,21 +152,28 @@ class Rollouts:
         constraint: Scorer | None = None,
         texts: Sequence[TokenGroup] = (),
         file: RowFile | None = None,
-        dtype: str,
+        spare: Any = None,
+        dtype: Dtype,
         seed: int,
         runtime: RuntimeSection,
     ) -> None:
-        """`file` gets the first groups of every batch."""
+        """`file` gets the first groups of every batch; `spare` is a second policy, for `ahead`."""
         self.options = options
         self.steps_together = options.steps_together
-        self.row = options.algorithm.row
-        """As it holds for the batch that is being learned from: the weight of its KL may have been adapted."""
+        self.row = options.row
+        """As it holds for the batch that is being learned from: the weight of its KL may have been adapted. None where
+        completions are compared with each other."""
         price = options.constraint.start if options.constraint is not None else 0.0
-        self.standing = Standing(self.row.kl_coef or 0.0, price)
-        self.reads_old = (
-            options.steps_together > 1 or self.row.kl == "reward_k1" or self.row.update == "trust_region"
+        self.standing = Standing((self.row and self.row.kl_coef) or 0.0, price)
+        self.reads_old = self.row is not None and (
+            options.steps_together > 1
+            or options.weight_cap is not None
+            or self.row.kl == "reward_k1"
+            or self.row.update == "trust_region"
         )
         """Whether anything needs the trainer's log-probabilities from before the first step of a batch."""
+        self.ahead = Ahead(spare) if spare is not None else None
+        """Samples the next batch meanwhile."""
         self.moved: list[float] = []
         """KL of a token and number of tokens, by turns, of the microbatches of the last step."""
         self.num_tokens = 0
@@ -163,12 +184,22 @@ class Rollouts:
         self._dtype, self._seed, self._runtime = dtype, seed, runtime
         self._figures: dict[str, float] = {}
         self._sampling = GenerateSection(
-            num_completions=options.num_completions,
+            num_completions=options.num_completions // (2 if options.asks_reference else 1),
             max_new_tokens=options.max_new_tokens,
             max_prompt_length=options.max_prompt_length,
         )
 
     # --- what the optimiser loop asks for ---
+
+    @property
+    def kept(self) -> list[Any]:
+        """What changes from batch to batch, for checkpoints."""
+        return [self.standing, *([self.ahead] if self.ahead is not None else [])]
+
+    def close(self) -> None:
+        """Ends what samples ahead."""
+        if self.ahead is not None:
+            self.ahead.close()
 
     def steps(self, done: int) -> Iterator[Sequence[Sample] | None]:
         """The samples of each step. Raises InputError where nothing of a batch can be learned from."""
@@ -188,7 +219,7 @@ class Rollouts:
         return found
 
     def _has_moved_too_far(self) -> bool:
-        if self.options.max_step_kl is None or self.row.update == "trust_region":
+        if self.options.max_step_kl is None or (self.row and self.row.update == "trust_region"):
             return False
         sums = gather_object([(sum(self.moved[::2]), sum(self.moved[1::2]))])
         kl, tokens = (sum(column) for column in zip(*sums, strict=True))
@@ -203,13 +234,15 @@ class Rollouts:
         """The samples with rows of pretraining text, whose tokens together count as much as the step does."""
         if not self._texts or not samples:
             return samples
+        assert self.row is not None, "pretraining text goes with a row that has a weight for it"
         rows = self.options.pretraining_rows * self.options.num_completions
         drawn = [
             rng.choice(len(self._texts), rows, replace=rows > len(self._texts)).tolist() for _ in samples
         ]
         texts = [tuple(self._texts[place] for place in one) for one in drawn]
         tokens = sum(len(text.completions[0]) for one in texts for text in one)
-        count = sum(counted(torch.tensor(one.lengths), reduction=self.row.reduction) for one in samples)
+        reduction = self.row.reduction
+        count = sum(counted(torch.tensor(one.lengths), reduction=reduction) for one in samples)
         return [
             replace(one, texts=some, text_weight=count / tokens)
             for one, some in zip(samples, texts, strict=True)
@@ -222,12 +255,21 @@ class Rollouts:
         training = self._module.training
         self._module.eval()
         state = processes(self._runtime)
-        prompts = self.prompts_of(number)
-        mine = list(enumerate(prompts))[state.process_index :: state.num_processes]
+        prompts, mine = self.prompts_of(number), self._mine(number)
         began = time.perf_counter()
-        groups = self._sampled([prompt for _, prompt in mine], number)
+        groups = self.ahead.groups(number) if self.ahead is not None else None
+        if groups is None:
+            groups = self._sampled(self._module.policy.model, mine, number, version=number)
+        if self.ahead is not None and number + 1 < self.options.steps:
+            following = self._mine(number + 1)
+            self.ahead.begin(
+                number + 1,
+                self._module.policy.model,
+                lambda model: self._sampled(model, following, number + 1, version=number),
+            )
         sampled = time.perf_counter()
-        scored, lost = self._scored([(place, group) for (place, _), group in zip(mine, groups, strict=True)])
+        places = range(state.process_index, len(prompts), state.num_processes)
+        scored, lost = self._scored(list(zip(places, groups, strict=True)))
         if state.num_processes > 1:
             scored = sorted(gather_object(scored), key=lambda one: one.place)
             lost = sum(gather_object([lost]), Counter())
@@ -257,16 +299,40 @@ class Rollouts:
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._prompts)).tolist()
         return [self._prompts[one] for one in order[place * size : (place + 1) * size]]
 
-    def _sampled(self, prompts: Sequence[Prompt], number: int) -> list[Group]:
+    def _mine(self, number: int) -> list[Prompt]:
+        """The prompts of a batch that this process asks about."""
+        state = processes(self._runtime)
+        return self.prompts_of(number)[state.process_index :: state.num_processes]
+
+    def _sampled(self, model: Any, prompts: Sequence[Prompt], number: int, *, version: int) -> list[Group]:
+        """Answers of the model; half of them the reference's where the algorithm asks it too."""
+        groups = self._answers(model, prompts, "rollout", number, version=version)
+        if number == 0:
+            self._check(groups)
+        if not self.options.asks_reference:
+            return groups
+        assert self._reference is not None, "what asks the reference reads it"
+        others = self._answers(self._reference.model, prompts, "reference", number, version=version)
+        return [
+            one.model_copy(update={"completions": one.completions + other.completions})
+            for one, other in zip(groups, others, strict=True)
+        ]
+
+    def _check(self, groups: Sequence[Group]) -> None:
+        """Raises PrefloopError where the engine's log-probabilities are not those of the weights in training."""
+        said = [group for group in groups if group.completions][:CHECKED]
+        policy = self._module.policy
+        gap = compare_with_trainer(said, policy, self._codec, self._runtime, dtype=self._dtype)
+        if gap is not None:
+            self.standing.said["engine_gap"] = gap
+
+    def _answers(
+        self, model: Any, prompts: Sequence[Prompt], whose: str, number: int, *, version: int
+    ) -> list[Group]:
         # another seed for each batch: a prompt that comes again is answered anew
-        seed = int(content_id("rollout", self._seed, number), 16) >> 33
+        seed = int(content_id(whose, self._seed, number), 16) >> 33
         generator = self._sampler(
-            plain(self._module.policy.model),
-            self._codec,
-            self._sampling,
-            seed=seed,
-            version=number,
-            runtime=self._runtime,
+            plain(model), self._codec, self._sampling, seed=seed, version=version, runtime=self._runtime
         )
         with self._autocast():
             return list(generator.generate(prompts))
@@ -335,6 +401,9 @@ class Rollouts:
         old = _flat([one.old_logps for one in scored])
         reference = _flat_if_known([one.reference_logps for one in scored])
         values = _flat_if_known([one.values for one in scored])
+        if self.row is None:
+            self._note(scored, shaped, shaping.token_rewards(shaped, lengths), lengths, old, reference)
+            return self._compared(scored, shaped)
         self.row = vary(self.row, kl_coef=self.standing.kl_coef) if self.row.kl != "none" else self.row
         rewards = shaping.token_rewards(shaped, lengths)
         if self.row.kl == "reward_k1":
@@ -359,11 +428,49 @@ class Rollouts:
             return [None] * len(sizes) if whole is None else whole.split(sizes)
 
         read = old if self.reads_old else None
-        others = zip(*map(parts, (read, reference, values, found.returns)), strict=True)
+        weights = self._weights(scored, old)
+        others = zip(*map(parts, (read, reference, values, found.returns, weights)), strict=True)
         return [
             Sample(one.group.prompt.id, one.tokens, advantages, *known)
             for one, advantages, known in zip(scored, found.advantages.split(sizes), others, strict=True)
         ]
+
+    def _weights(self, scored: Sequence[Scored], old: Tensor) -> Tensor | None:
+        """What each token counts, [t], where its sampler was another than the policy before this batch's first step."""
+        if self.options.weight_cap is None:
+            return None
+        sampled = torch.cat([torch.tensor(c.token_logps) for one in scored for c in one.group.completions])
+        weights = truncated_weights(old, sampled, cap=self.options.weight_cap)
+        self._figures |= {
+            "rl/weight": float(weights.mean()),
+            "rl/sampler_kl": float(kl_k3(sampled, old).mean()),
+        }
+        return weights
+
+    def _compared(self, scored: Sequence[Scored], shaped: Tensor) -> list[Sample]:
+        """The samples of a batch whose completions are compared: how often each wins, or which pairs differ."""
+        found, alike = [], 0
+        for one, scores in zip(scored, shaped.split([len(one.scores) for one in scored]), strict=True):
+            assert one.reference_logps is not None or not self.options.needs_reference
+            reference = torch.cat(one.reference_logps) if one.reference_logps is not None else None
+            sample = Sample(one.group.prompt.id, one.tokens, reference_logps=reference)
+            if isinstance(self.options.algorithm, SppoSection):
+                found.append(replace(sample, win_rates=win_rates(scores)))
+            elif pairs := self._pairs(scores.tolist()):
+                found.append(replace(sample, pairs=pairs))
+            else:
+                alike += 1
+        self.standing.rows["all_alike"] += alike
+        return found
+
+    def _pairs(self, scores: Sequence[float]) -> tuple[Choice, ...]:
+        """The best against the worst; each sample of the policy against one of the reference where that is asked too."""
+        if not self.options.asks_reference:
+            places = [(scores.index(max(scores)), scores.index(min(scores)))]
+        else:
+            places = [(one, one + len(scores) // 2) for one in range(len(scores) // 2)]
+        ordered = [(a, b) if scores[a] > scores[b] else (b, a) for a, b in places if scores[a] != scores[b]]
+        return tuple(Choice(a, b, scores[a] - scores[b]) for a, b in ordered)
 
     def _shaped(self, scored: Sequence[Scored]) -> Tensor:
         """Scores [C] as they are optimised; the price of violations for the next batch."""

@@ -6,9 +6,9 @@ from prefloop.config import GenerateSection
 from prefloop.forward import LogpsModule
 from prefloop.generate.groups import Author
 from prefloop.generate.hf import hf_generator
-from prefloop.generate.trust import compare_with_trainer
 from prefloop.interfaces import PrefloopError
 from prefloop.modeling import in_dtype, load_codec, load_policy
+from prefloop.trust import compare_with_trainer
 
 
 def sampled(tiny_model, runtime, *, dtype="float32", **options):
