@@ -312,9 +312,8 @@ def test_a_recorded_annotator_cannot_judge_new_samples(bench):
         ("generate.num_completions=1", "generate.num_completions = 1: selection max_min needs at least 2"),
         (
             "annotate.annotator={kind: oracle}",
-            "annotate.annotator = {'kind': 'oracle'}: Input tag 'oracle' found using 'kind' does not match any of the "
-            "expected tags: 'reward_model', 'pairwise', 'rule', 'function', 'judge', 'simulated', 'recorded', 'human', "
-            "'rule_model', 'composite'",
+            "annotate.annotator.kind = 'oracle': there is none of this name; choose reward_model, pairwise, rule, function, "
+            "judge, simulated, recorded, human, rule_model, composite",
         ),
         ("policy.learning_rat=1", "policy.learning_rat: unknown key; did you mean policy.learning_rate?"),
         ("loop.batches=x", "loop.batches = 'x': Input should be a valid integer, unable to parse string as an integer"),

@@ -16,6 +16,11 @@ RL = (
     "rl={algorithm: ppo, num_prompts: 6, prompts_per_step: 3, num_completions: 2, steps: 2, max_new_tokens: 8, "
     "learning_rate: 1e-4}",
 )
+COMPARED = (
+    "rl={algorithm: online_dpo, num_prompts: 6, prompts_per_step: 3, num_completions: 4, steps: 2, max_new_tokens: 8, "
+    "learning_rate: 1e-4, ahead: 1}",
+    "rl.reward={kind: rule, rule: tales}", "loop.batches=0", "reward={}", "loop.gate.metric=none",
+)  # fmt: skip
 BY_RULE = (*RL, "rl.reward={kind: rule, rule: tales}", "loop.batches=0", "reward={}", "loop.gate.metric=none")
 
 
@@ -84,6 +89,19 @@ def test_a_rule_alone_is_enough_and_the_screen_says_how_it_went(tmp_path):
     assert "batch 1" in shown.output
 
 
+def test_completions_compared_in_every_batch_make_a_policy_too(tmp_path):
+    workspace = Workspace(tmp_path / "w")
+    entries = pipeline.run(small(*COMPARED), workspace, Watcher())
+    policy = of(entries, "policy")[0].artefact
+    assert policy.stats["algorithm"] == "online_dpo"
+    assert policy.stats["engine_gap"] < 1e-4
+    assert write_report(workspace, "small").is_file()
+    other = pipeline.plan(small(*COMPARED, "rl.algorithm.objective={kind: dpo, beta: 0.5}"), workspace)
+    assert [one.artefact.exists for one in of(other, "policy")] == [False]
+    spelled = pipeline.plan(small(*COMPARED, "rl.algorithm.objective={kind: dpo, beta: 0.1}"), workspace)
+    assert [one.artefact.exists for one in of(spelled, "policy")] == [True], "what the name says already"
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -95,7 +113,7 @@ def test_a_rule_alone_is_enough_and_the_screen_says_how_it_went(tmp_path):
             (*BY_RULE, "loop.batches=2"),
             "loop.batches: with rl only a reward model learns from labels, and none does",
         ),
-        ((*RL, "rl.algorithm=ppoo"), "rl.algorithm.name"),
+        ((*RL, "rl.algorithm=ppoo"), "rl.algorithm.name = 'ppoo': there is none of this name; choose ppo, "),
         ((*RL, "rl.algorithm.clp=1"), "did you mean rl.algorithm.clip?"),
         ((*BY_RULE, "rl.num_prompts=100"), "+ rl.num_prompts 100"),
         (

@@ -1,8 +1,8 @@
 """A hundred annotators without a pause: `python -m benchmarks.label.load`.
 
 `sqlite` is one server over a file on the disk, `postgresql` four workers over a throw-away PostgreSQL, both answered over
-loopback and asked from another process of the same machine. `thinking` is two hundred annotators who take their time, for
-a minute instead of half an hour, with a page of progress read every second beside them.
+loopback and asked from another process of the same machine. `thinking` is two hundred annotators who take their time for
+half an hour, with a page of progress read every second beside them; `--shrink` shortens the half hour and their time alike.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ ANNOTATORS, TASKS, OVERLAP = 100, 10_000, 3
 WORKERS = 4
 ARRIVE_S = 0.05
 TARGETS = {0.95: 150.0, 0.99: 400.0}
-THINKERS, THOUGHT_S, THINKING_S = 200, (2.0, 4.0), 60.0
+THINKERS, THOUGHT_S, THINKING_S = 200, (20.0, 40.0), 1800.0
 TARGETS_THINKING = {0.95: 100.0}
 MOST_GROWTH = 0.10
 """Of the server's memory, from a quarter of the time to its end."""
@@ -40,9 +40,7 @@ def main() -> None:
         if work == "postgresql" and postgres.programs() is None:
             console.print("PostgreSQL is not installed: left out")
         elif work == "thinking":
-            report.finish(
-                "label_load", asked, thinking_rows(asked.folder, THINKING_S / asked.shrink), part=work
-            )
+            report.finish("label_load", asked, thinking_rows(asked.folder, asked.shrink), part=work)
         else:
             report.finish("label_load", asked, load_rows(work, asked.folder, tasks, asked.repeats), part=work)
 
@@ -118,8 +116,9 @@ def cpu_seconds(server: int, workers: int) -> list[float]:
     return [sum(one.cpu_times()[:2]) for one in serving]
 
 
-def thinking_rows(folder: Path | None, seconds: float) -> list[Row]:
+def thinking_rows(folder: Path | None, shrink: int) -> list[Row]:
     """People who take their time, and somebody who looks at the progress all the while."""
+    seconds, (least, most) = THINKING_S / shrink, (one / shrink for one in THOUGHT_S)
     with new_store("sqlite", folder) as store:
         database = open_database(store)
         tokens = fill(database, tasks=TASKS, overlap=OVERLAP, annotators=THINKERS)
@@ -134,13 +133,13 @@ def thinking_rows(folder: Path | None, seconds: float) -> list[Row]:
 
             watcher = threading.Thread(target=look)
             watcher.start()
-            told = answers(annotate(Plan(port, PROJECT, tokens, seconds=seconds, think_s=THOUGHT_S)))
+            told = answers(annotate(Plan(port, PROJECT, tokens, seconds=seconds, think_s=(least, most))))
             done.set()
             watcher.join()
         after = outcome(database, told)
         database.close()
     console.print(f"  thinking: {after}")
-    name = f"{THINKERS} annotators, {THOUGHT_S[0]:.0f}–{THOUGHT_S[1]:.0f} s a task, {seconds:.0f} s, SQLite"
+    name = f"{THINKERS} annotators, {least:.3g}–{most:.3g} s a task, {seconds:.0f} s, SQLite"
     growth = memory[-1] / memory[len(memory) // 4] - 1
     return [
         *report.latency_rows(name, [told], TARGETS_THINKING),

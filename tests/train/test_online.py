@@ -210,7 +210,7 @@ def test_ahead_a_batch_is_by_weights_one_batch_older_and_its_tokens_are_weighed(
         expected = (one.old_logps - other.old_logps).exp().clamp(max=1.1)
         torch.testing.assert_close(one.weights, expected, rtol=0, atol=1e-3)
     told = there.rollouts.figures()
-    assert told["rl/sampler_kl"] > 1e-3
+    assert told["rl/sampler_kl"] > 1e-4, "at equal weights it is below 1e-8"
     loss, _ = there.loss(there.module, samples)
     doubled, _ = there.loss(there.module, [replace(one, weights=2 * one.weights) for one in samples])
     without_kl = there.loss(there.module, [replace(one, advantages=0 * one.advantages) for one in samples])[0]
@@ -487,8 +487,7 @@ def test_frozen_layers_are_in_memory_once_and_change_nothing(tiny_model, tmp_pat
     # policy, critic, reference, the copy that samples ahead, and the reward model
     (models,) = seen
     assert len(models) == 5
-    lowest = [{layers_of(plain(one))[1].mlp.up_proj.weight.data_ptr() for one in models}]
-    assert [len(one) for one in lowest] == [1]
+    assert len({layers_of(plain(one))[1].mlp.up_proj.weight.data_ptr() for one in models}) == 1
     assert len({layers_of(plain(one))[2].mlp.up_proj.weight.data_ptr() for one in models}) == 5
     monkeypatch.setattr(ActorCritic, "share", lambda *_, **__: None)
     other = job(tiny_model, tmp_path / "apart", reward=tmp_path / "reward", **options)

@@ -343,6 +343,10 @@ def _explain(detail: Any) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if not location:
         return message
+    if detail["type"] == "union_tag_invalid":
+        given, which = detail["ctx"], detail["ctx"]["discriminator"].strip("'")
+        choices = given["expected_tags"].replace("'", "")
+        return f"{key}.{which} = {given['tag']!r}: there is none of this name; choose {choices}"
     return (
         f"{key} = {detail['input']!r}: {message}" if detail["type"] != "value_error" else f"{key}: {message}"
     )

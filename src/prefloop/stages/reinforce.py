@@ -9,6 +9,7 @@ from prefloop.config import (
     CompositeAnnotator,
     Experiment,
     GenerateSection,
+    PairsSection,
     RewardModelAnnotator,
     RlSection,
     RuntimeSection,
@@ -116,6 +117,9 @@ def sampler(
 
 def _columns(options: RlSection) -> dict[str, Any]:
     """What the algorithm is made of, whatever it is called."""
+    if isinstance(options.algorithm, PairsSection):
+        taught, bonus = options.algorithm.taught.model_dump(), options.algorithm.bonus
+        return {"objective": taught, "exploration": bonus, "asks_reference": options.asks_reference}
     if options.row is None:
         return options.algorithm.model_dump()
     return {name: value for name, value in vars(options.row).items() if name != "source"}

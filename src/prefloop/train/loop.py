@@ -159,9 +159,10 @@ def fit(
             step_started = time.perf_counter()
             metrics = update(state, task, items, here)
             state.tokens += sum(map(task.tokens, items))
-            metrics |= speed(items, time.perf_counter() - step_started)
+            took = time.perf_counter() - step_started
+            metrics |= speed(items, took)
             if task.made is not None:
-                metrics |= task.made.figures()
+                metrics |= {**task.made.figures(), "train/update_s": round(took, 3)}
             log.write({"step": state.step, **metrics, "train/seconds": round(time.monotonic() - started, 3)})
             progress(state.step, steps, _note(metrics))
         if _is_due(task, state.step, runtime.save_every_steps) and state.step < steps:
@@ -296,6 +297,8 @@ def _note(metrics: Mapping[str, float]) -> str:
     if "rl/score" in metrics:
         note = f"score {metrics['rl/score']:.3f}"
         note += f", KL {metrics['rl/kl']:.2f}" if "rl/kl" in metrics else ""
+        parts = ("rl/generate_s", "rl/score_s", "train/update_s")
+        note += ", sample {:.1f} + score {:.1f} + update {:.1f} s".format(*(metrics[one] for one in parts))
     if "train/tokens_per_s" in metrics:
         note += (
             f", {metrics['train/tokens_per_s']:,.0f} tokens/s, {metrics['train/matmul_share']:.0%} of matmul rate, "

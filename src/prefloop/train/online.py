@@ -19,6 +19,7 @@ from prefloop.config import RlSection, RuntimeSection
 from prefloop.forward import LogpsModule, ValuesModule
 from prefloop.interfaces import InputError, Progress, Scorer
 from prefloop.launch import processes
+from prefloop.lean import make_lean
 from prefloop.losses import PolicyTokens, TokenLosses, counted, kl_k3, ptx_losses, token_losses, token_weights
 from prefloop.modeling import (
     Dtype,
@@ -82,7 +83,7 @@ def train_online(job: RlJob, progress: Progress) -> dict[str, Any]:
     scorer = job.scorer()
     constraint = job.constraint() if job.constraint is not None else None
     texts, cut_texts = _texts(job, codec)
-    spare = _trainable(load_policy(job.start, job.runtime), job, "CAUSAL_LM") if options.ahead else None
+    spare = _spare(job) if options.ahead else None
     if options.frozen_layers:
         own = [one.model for one in (reference,) if one is not None and one.model is not policy.model]
         module.share(
@@ -152,6 +153,14 @@ def _reference(job: RlJob, codec: Codec, policy: LogpsModule) -> LogpsModule | W
     if job.options.lora is not None and job.reference == job.start and not job.options.asks_reference:
         return WithoutAdapters(policy)
     return LogpsModule(load_policy(job.reference, job.runtime), pad_id=codec.pad_id, runtime=job.runtime)
+
+
+def _spare(job: RlJob) -> Any:
+    """A second policy that samples ahead."""
+    model = load_policy(job.start, job.runtime)
+    if job.options.frozen_layers:
+        make_lean(model)  # otherwise sampling lays its weights out anew, those too that it shares
+    return _trainable(model, job, "CAUSAL_LM")
 
 
 def models_of(scorer: Scorer | None) -> Sequence[Any]:
