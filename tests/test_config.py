@@ -100,7 +100,7 @@ def test_people_are_not_asked_to_rank_more_than_they_can_keep_apart():
 def test_unknown_annotators_list_the_known_ones():
     text = message("annotate.annotator.kind=reward_mode")
     assert "'reward_mode'" in text
-    assert "'reward_model', 'pairwise', 'rule'" in text
+    assert "choose reward_model, pairwise, rule, " in text
 
 
 def test_overrides_without_an_equals_sign_are_explained():

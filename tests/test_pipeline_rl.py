@@ -71,7 +71,7 @@ def test_the_same_again_is_kept_and_another_coefficient_is_not(finished):
     assert all(entry.artefact.exists for entry in kept)
     other = pipeline.plan(small(*RL, "rl.algorithm={name: ppo, kl_coef: 0.5}"), workspace)
     assert [one.artefact.exists for one in of(other, "policy")] == [False, False]
-    spelled = pipeline.plan(small(*RL, "rl.algorithm={name: ppo, kl_coef: 0.02}"), workspace)
+    spelled = pipeline.plan(small(*RL, "rl.algorithm.kl_coef=0.02"), workspace)
     assert all(one.artefact.exists for one in of(spelled, "policy")), "what the row says already"
 
 

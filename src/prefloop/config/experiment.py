@@ -305,12 +305,11 @@ def _plain(value: Any) -> Any:
 
 def _set(data: dict[str, Any], dotted: str, value: Any, *, where: str) -> None:
     *path, last = dotted.split(".")
-    for name in path:
+    for depth, name in enumerate(path, 1):
         inner = data.get(name)
-        if isinstance(
-            inner, str
-        ):  # a shorthand string being refined: `prompts=x.jsonl` then `prompts.limit=3`
-            inner = {"path": inner}
+        if isinstance(inner, str):
+            # a shorthand is refined: `prompts=x.jsonl prompts.limit=3`, `rl.algorithm=ppo rl.algorithm.kl_coef=0.1`
+            inner = {"name" if f"{'.'.join(path[:depth])}.name" in keys() else "path": inner}
         elif inner is None:
             inner = {}
         elif not isinstance(inner, dict):

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import math
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -154,7 +155,9 @@ def fit(
     for items in _steps(task, options, done=state.step, steps=steps, seed=seed):
         state.step += 1
         if items is None:
-            state.scheduler.step()
+            with warnings.catch_warnings():  # torch warns where the very first step is left out
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+                state.scheduler.step()
         else:
             step_started = time.perf_counter()
             metrics = update(state, task, items, here)
