@@ -9,7 +9,7 @@ from collections.abc import MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +20,7 @@ MOST_IMPORT = 200_000_000
 """Bytes of a request whose path ends in `/import`."""
 BODY_SECONDS = 60
 """How long a sender may be silent in the middle of a request."""
+STATIC = "/static/"
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; script-src 'self'; style-src 'self'; object-src 'none'; "
@@ -43,7 +44,7 @@ def headers_for(public_url: str, path: str = "/") -> dict[str, str]:
     elif parts.hostname not in LOOPBACK:
         # with no-referrer a form says "Origin: null", and on plain http no other header says where it came from
         headers["Referrer-Policy"] = "same-origin"
-    if path.startswith("/static/"):
+    if path.startswith(STATIC):
         headers["Cache-Control"] = "no-cache"  # kept, but asked for again: the same file is not sent twice
     return headers
 
@@ -82,19 +83,19 @@ class Guard:
         self._public_url = public_url
         self._scheme = urlsplit(public_url).scheme
         self._trusted = trusted_hosts
+        self._added = {path: _as_sent(headers_for(public_url, path)) for path in ("/", STATIC)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves, or refuses what no page should see."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        added = headers_for(self._public_url, scope["path"])
+        added = self._added[STATIC if scope["path"].startswith(STATIC) else "/"]
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in added.items():
-                    headers.setdefault(name, value)
+                own = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(one for one in added if one[0] not in own)]
             await send(message)
 
         headers = Headers(scope=scope)
@@ -118,6 +119,10 @@ class Guard:
         if not is_our_origin(headers, self._scheme):
             return PlainTextResponse("this request comes from another site", 403)
         return None
+
+
+def _as_sent(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
 def _announced(headers: Headers) -> int:
