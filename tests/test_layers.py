@@ -15,11 +15,12 @@ FLOORS = [
     },
     {
         "losses", "ragged", "advantages", "shaping", "trust_region", "selection", "siblings", "statistics", "agreement",
+        "scoring",
     },
     {"attention", "decoding", "lean", "batches", "modeling", "forward", "reward", "trunks", "trust"},
     {"generate", "annotate", "train", "evaluate"},
     {"stages", "pipeline", "watching"},
-    {"cli", "labelling", "screen", "browse", "chat", "doctor", "tokens", "report", "card", "web"},
+    {"cli", "labelling", "screen", "browse", "chat", "doctor", "tokens", "report", "card", "web", "scores"},
 ]  # fmt: skip
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 PARTS = FLOORS[3]
@@ -29,6 +30,8 @@ STARTS_WITHOUT_TORCH = FLOORS[0] | {
     "siblings",
     "statistics",
     "agreement",
+    "scoring",
+    "scores",
     "stages",
     "pipeline",
     "watching",

@@ -31,7 +31,7 @@ from rich.progress import (
 from typer.core import TyperGroup
 from typer.main import get_group
 
-from prefloop import __version__, config, pipeline
+from prefloop import __version__, config, pipeline, scores
 from prefloop.config import Experiment
 from prefloop.interfaces import InputError, PrefloopError, Waiting
 from prefloop.interfaces import Progress as Report
@@ -115,6 +115,8 @@ label = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(label, name="label")
+app.add_typer(scores.app, name="score")
+app.command("compare")(scores.compare)
 
 
 def main() -> None:

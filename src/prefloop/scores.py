@@ -1,0 +1,200 @@
+"""`prefloop score` and `prefloop compare`: benchmarks from files of judgements, without a model and without a network."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from prefloop.interfaces import InputError
+from prefloop.scoring import (
+    alpaca_eval,
+    arena_hard,
+    gsm8k,
+    judging,
+    mt_bench,
+    reward_bench,
+    truthful_qa,
+)
+from prefloop.scoring.figures import DETECTABLE, DRAWS, Figure, Scored
+
+app = typer.Typer(
+    help="Score files of judgements, ratings or solutions in the formats that the benchmarks publish.",
+    epilog="Example: `prefloop score mt-bench gpt-4_single.jsonl`. Nothing is asked of a model or of the network.",
+    no_args_is_help=True,
+)
+console = Console()
+T = TypeVar("T")
+
+Files = Annotated[list[Path], typer.Argument(help="Files (.json, .jsonl, .csv, .parquet; each also .gz).")]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON, with every digit.")]
+Models = Annotated[
+    list[str] | None, typer.Option("--model", help="Only this model; may be given several times.")
+]
+Draws = Annotated[int, typer.Option("--draws", min=2, help="Bootstrap samples of every interval.")]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(
+        "--inputs",
+        help="Folder with `instruction_difficulty.csv`, `gamed_rows.csv` and `prompts_and_baseline.jsonl` for the "
+        "length-controlled rate; prefloop ships none of them.",
+    ),
+]
+
+
+@app.command("alpaca-eval")
+def score_alpaca_eval(
+    files: Files, inputs: Inputs = None, model: Models = None, draws: Draws = DRAWS, as_json: Json = False
+) -> None:
+    """AlpacaEval 2: win rate, discrete and length-controlled.
+
+    Reads `annotations.json`, tables with model, index, preference and lengths, published regression weights, and the
+    log-probabilities of the judge.
+    """
+    loaded = alpaca_eval.load_inputs(inputs) if inputs is not None else None
+    _show(
+        [
+            one
+            for file in files
+            for one in alpaca_eval.score(str(file), inputs=loaded, draws=draws, models=model or ())
+        ],
+        as_json,
+    )
+
+
+@app.command("arena-hard")
+def score_arena_hard(files: Files, model: Models = None, draws: Draws = DRAWS, as_json: Json = False) -> None:
+    """Arena-Hard v0.1: the win rate against the baseline, with the interval over questions.
+
+    Reads battles (question_id, model_a, model_b, winner) and judgements with two games a question.
+    """
+    _show(
+        [one for file in files for one in arena_hard.score(str(file), draws=draws, models=model or ())],
+        as_json,
+    )
+
+
+@app.command("mt-bench")
+def score_mt_bench(files: Files, model: Models = None, draws: Draws = DRAWS, as_json: Json = False) -> None:
+    """MT-bench: mean rating, by turn and category, read out of what the judge wrote."""
+    _show(
+        [one for file in files for one in mt_bench.score(str(file), draws=draws, models=model or ())], as_json
+    )
+
+
+@app.command("gsm8k")
+def score_gsm8k(files: Files, model: Models = None, draws: Draws = DRAWS, as_json: Json = False) -> None:
+    """GSM8K: how many solutions end in the right number."""
+    _show([one for file in files for one in gsm8k.score(str(file), draws=draws, models=model or ())], as_json)
+
+
+@app.command("truthful-qa")
+def score_truthful_qa(
+    files: Files,
+    questions: Annotated[
+        str | None, typer.Option("--questions", help="TruthfulQA's file of multiple-choice questions.")
+    ] = None,
+    model: Models = None,
+    draws: Draws = DRAWS,
+    as_json: Json = False,
+) -> None:
+    """TruthfulQA: MC1 and MC2 from log-likelihoods of the answers.
+
+    A row is a question with lists `mc1` and `mc2`, one number an answer. A file of questions alone gets what a scorer
+    reaches that finds all answers equally likely.
+    """
+    found = [
+        one
+        for file in files
+        for one in truthful_qa.score(str(file), questions=questions, draws=draws, models=model or ())
+    ]
+    _show(found, as_json)
+
+
+@app.command("reward-bench")
+def score_reward_bench(files: Files, as_json: Json = False) -> None:
+    """RewardBench: accuracy by section and their mean, from a table of subsets or from scored pairs."""
+    _show([one for file in files for one in reward_bench.score(str(file))], as_json)
+
+
+@app.command("judge")
+def score_judge(files: Files, draws: Draws = DRAWS, as_json: Json = False) -> None:
+    """A judge's verdicts in both orders, and what the longest answer would reach on pairs, rankings and best of n."""
+    _show([one for file in files for one in judging.score(str(file), draws=draws)], as_json)
+
+
+def compare(
+    ours: Annotated[str, typer.Argument(help="A model, as the file names it.")],
+    theirs: Annotated[str, typer.Argument(help="The model to compare with.")],
+    files: Annotated[list[Path], typer.Argument(help="Files with judgements on both.")],
+    benchmark: Annotated[
+        Literal["alpaca-eval", "mt-bench"], typer.Option("--benchmark", help="What the files are of.")
+    ],
+    inputs: Inputs = None,
+    draws: Draws = DRAWS,
+    as_json: Json = False,
+) -> None:
+    """Compare two models on the same prompts: the paired difference with its interval.
+
+    The line under the table says which difference these prompts can show.
+    """
+    if benchmark == "mt-bench":
+        ratings = {name: one for file in files for name, one in mt_bench.read_ratings(str(file)).items()}
+        a, b = _named(ratings, ours), _named(ratings, theirs)
+        found = mt_bench.compare(a, b, f"{ours} minus {theirs}", draws=draws)
+    else:
+        verdicts = {one.model: one for file in files for one in alpaca_eval.read_verdicts(str(file))}
+        loaded = alpaca_eval.load_inputs(inputs) if inputs is not None else None
+        found = alpaca_eval.compare(_named(verdicts, ours), _named(verdicts, theirs), loaded, draws=draws)
+    for name, one in found.figures.items():
+        if one.half_width is not None:
+            smallest = DETECTABLE * one.half_width / 1.96
+            found.notes.append(
+                f"{name}: the smallest difference that {one.n} such pairs can show is {smallest:.3g}"
+            )
+    _show([found], as_json)
+
+
+def _named(found: Mapping[str, T], name: str) -> T:
+    if name not in found:
+        raise InputError(f"no rows of {name!r}; there are {', '.join(sorted(found))}")
+    return found[name]
+
+
+def _show(found: Sequence[Scored], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([one.to_json() for one in found], indent=1))
+        return
+    for one in found:
+        table = Table(
+            "figure",
+            "value",
+            "95 % interval",
+            "n",
+            title=escape(f"{one.benchmark}: {one.subject}"),
+            title_justify="left",
+        )
+        for name, figure in one.figures.items():
+            table.add_row(escape(name), _number(figure.value), _interval(figure), f"{figure.n:,}")
+        console.print(table)
+        dropped = ", ".join(f"{count} {reason}" for reason, count in one.dropped.items())
+        scored = one.rows_in - sum(one.dropped.values())
+        console.print(
+            f"rows: {one.rows_in} in, {scored} scored" + (f", dropped: {dropped}" if dropped else "")
+        )
+        for note in one.notes:
+            console.print(escape(note))
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "undefined"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def _interval(figure: Figure) -> str:
+    return "" if figure.low is None or figure.high is None else f"[{figure.low:.4g}, {figure.high:.4g}]"

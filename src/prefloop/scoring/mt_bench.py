@@ -1,0 +1,141 @@
+"""MT-bench: ratings from 1 to 10 of two turns, read out of what the judge wrote."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from prefloop.interfaces import InputError
+from prefloop.scoring.figures import Figure, Scored, clustered_figure, counted
+from prefloop.scoring.reading import Row, has, need, rows_of, unknown_format
+
+NAME = "mt_bench"
+RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
+SINGLE_BRACKETS = re.compile(r"\[(\d+\.?\d*)\]")
+CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+FIRST_QUESTION, EACH = 81, 10
+"""Questions 81 to 160, ten of each category."""
+FORMATS = {"judgements": ("question_id", "judgment")}
+MISSING = -1
+"""What FastChat stores for a rating that it could not read."""
+
+
+def rating_of(text: str) -> float | None:
+    """The first rating in double brackets, else in single ones; None where there is neither."""
+    found = RATING.search(text) or SINGLE_BRACKETS.search(text)
+    return float(found[1]) if found else None
+
+
+@dataclass(frozen=True)
+class Rating:
+    """One rating."""
+
+    question: str
+    turn: int
+    category: str | None
+    value: float
+
+
+def category_of(question: object) -> str | None:
+    """The category of one of the 80 questions, by its number."""
+    if not isinstance(question, int):
+        return None
+    place = (question - FIRST_QUESTION) // EACH
+    return CATEGORIES[place] if 0 <= place < len(CATEGORIES) else None
+
+
+@dataclass
+class Read:
+    """What a file says about one model."""
+
+    ratings: list[Rating]
+    rows_in: int = 0
+    dropped: Counter[str] | None = None
+    equal: int = 0
+    """Rows whose stored score is the one that is read."""
+    stored: int = 0
+
+
+def read_ratings(path: str) -> dict[str, Read]:
+    """Ratings by model. Raises InputError."""
+    found: dict[str, Read] = {}
+    for place, row in rows_of(path):
+        if not has(row, FORMATS["judgements"]):
+            raise unknown_format(path, row, FORMATS)
+        model = str(row.get("model") or "model")
+        mine = found.setdefault(model, Read([], dropped=Counter()))
+        mine.rows_in += 1
+        value = rating_of(str(row["judgment"] or ""))
+        if "score" in row:
+            mine.stored += 1
+            mine.equal += _same(row, value)
+        if value is None:
+            assert mine.dropped is not None
+            mine.dropped["unreadable_rating"] += 1
+            continue
+        if not 1 <= value <= 10:
+            raise InputError(f"{place}: the rating is {value:g}; ratings go from 1 to 10")
+        question = need(row, "question_id", place)
+        mine.ratings.append(Rating(str(question), int(row.get("turn") or 1), category_of(question), value))
+    return found
+
+
+def _same(row: Row, value: float | None) -> bool:
+    stored = row["score"]
+    return (stored in (None, MISSING)) if value is None else stored == value
+
+
+def score(path: str, *, draws: int, models: Sequence[str] = ()) -> list[Scored]:
+    """Every model of a file of judgements, or those named; then the file itself."""
+    read = read_ratings(path)
+    if missing := set(models) - read.keys():
+        raise InputError(f"{path}: no ratings of {', '.join(sorted(missing))}")
+    found = [_scored(model, one, draws) for model, one in read.items() if not models or model in models]
+    stored = sum(one.stored for one in read.values())
+    if stored and not models:
+        equal = sum(one.equal for one in read.values())
+        figures = {"share_equal_to_stored": Figure(equal / stored, stored)}
+        found.append(Scored(NAME, Path(path).name, figures, stored))
+    return found
+
+
+def _scored(model: str, read: Read, draws: int) -> Scored:
+    dropped = read.dropped or Counter()
+    found = Scored(NAME, model, {}, read.rows_in, dropped)
+    figures, ratings = found.figures, read.ratings
+    figures["num_rows"] = counted(read.rows_in, read.rows_in)
+    figures["num_ratings"] = counted(len(ratings), len(ratings))
+    figures["num_unparsable"] = counted(dropped["unreadable_rating"], read.rows_in)
+
+    def mean(some: Sequence[Rating]) -> Figure:
+        if not some:
+            return Figure(None, 0)
+        values = np.array([one.value for one in some])
+        return clustered_figure(values, [one.question for one in some], draws=draws)
+
+    figures["mean"] = mean(ratings)
+    turns = sorted({one.turn for one in ratings})
+    if len(turns) > 1:
+        figures |= {f"turn_{turn}": mean([one for one in ratings if one.turn == turn]) for turn in turns}
+    for category in CATEGORIES:
+        if some := [one for one in ratings if one.category == category]:
+            figures[f"category_{category}"] = mean(some)
+    return found
+
+
+def compare(ours: Read, theirs: Read, subject: str, *, draws: int) -> Scored:
+    """The paired difference of two models, over the questions that both were rated on in the same turns."""
+    means = [
+        {key: np.mean([one.value for one in read.ratings if (one.question, one.turn) == key]) for key in
+         {(one.question, one.turn) for one in read.ratings}}
+        for read in (ours, theirs)
+    ]  # fmt: skip
+    both = sorted(means[0].keys() & means[1].keys())
+    if not both:
+        raise InputError(f"{subject}: no question was rated for both")
+    gaps = np.array([means[0][key] - means[1][key] for key in both])
+    figure = clustered_figure(gaps, [question for question, _ in both], draws=draws)
+    return Scored(NAME, subject, {"paired_mean": figure}, ours.rows_in + theirs.rows_in)
