@@ -24,21 +24,44 @@ def scores(of: Group) -> dict[str, float]:
 
 
 def asked(x: Experiment, of: Group, by_reward: bool = True):
-    return people.questions(x, of, scores(of) if by_reward else None)
+    return people.questions(x, [of], scores(of) if by_reward else None)[of.prompt.id]
+
+
+def asked_of_many(x: Experiment, groups: list[Group]):
+    by_reward = {id: value for one in groups for id, value in scores(one).items()}
+    return [one for found in people.questions(x, groups, by_reward).values() for one in found]
 
 
 def test_a_share_of_pairs_is_drawn_by_chance_and_every_pair_knows_its_probability():
-    x = small(HUMAN, "annotate.random_share=0.3")
-    found = [one for index in range(1000) for one in asked(x, group(index))]
+    found = asked_of_many(small(HUMAN, "annotate.random_share=0.3"), [group(index) for index in range(1000)])
     by_chance = [one for one in found if one.strategy == "random"]
-    assert 255 <= len(by_chance) <= 345  # 300 +- 3 standard deviations of 14.5
+    assert len(by_chance) == 300
     # six pairs: the proposed one is asked with 0.7 + 0.3 / 6, each other with 0.3 / 6
     for one in found:
         texts = {text.text for text in one.completions}
         assert one.probability == pytest.approx(0.75 if texts == {"t0", "t3"} else 0.05)
         assert one.strategy == "random" or texts == {"t0", "t3"}
+    # 50 of 300 are expected, with a standard deviation of 6.5: a draw that hits the proposed pair still is a draw
+    assert 30 <= sum({text.text for text in one.completions} == {"t0", "t3"} for one in by_chance) <= 70
     (first, *_) = [one for one in found if one.strategy == "max_min"]
     assert (first.score, first.reward_p) == (3.0, pytest.approx(0.952574, abs=1e-6))  # 1 / (1 + exp(-3))
+
+
+@pytest.mark.parametrize(("share", "number", "drawn"), [(0.2, 8, 2), (0.1, 30, 3), (0.01, 5, 1), (1.0, 4, 4)])
+def test_no_batch_has_less_than_the_share_whatever_the_order_of_its_prompts(share, number, drawn):
+    """0.2 x 8 = 1.6 and 0.01 x 5 = 0.05 are rounded up; a group of one text twice is no pair and does not count."""
+    x = small(HUMAN, f"annotate.random_share={share}")
+    groups = [group(index) for index in range(number)]
+    alike = group(99, 1)
+    alike = alike.model_copy(
+        update={"completions": (*alike.completions, file_completion(alike.prompt, "t0", 1))}
+    )
+    found = asked_of_many(x, [*groups, alike])
+    assert len(found) == number
+    by_chance = {one.prompt.id for one in found if one.strategy == "random"}
+    assert len(by_chance) == drawn
+    again = asked_of_many(x, [alike, *reversed(groups)])
+    assert {one.prompt.id for one in again if one.strategy == "random"} == by_chance
 
 
 def test_without_a_reward_model_pairs_are_even_and_the_reward_model_says_nothing():

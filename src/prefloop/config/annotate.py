@@ -264,7 +264,7 @@ class AnnotateSection(Section):
     propose: Literal["max_min", "max_random", "max_max", "random", "first_two"] = "max_min"
     """For `one_pair`: how the reward model picks the two to compare; without a reward model a random two are taken."""
     random_share: float = Field(default=0.0, ge=0, le=1, json_schema_extra={"inert": 0.0})
-    """For `one_pair`: share of prompts whose two are drawn by chance all the same; only these are fair to measure on."""
+    """For `one_pair`: share of a batch's prompts, rounded up, whose two are drawn by chance; only these measure fairly."""
 
     @model_validator(mode="after")
     def _annotator_can(self) -> "AnnotateSection":

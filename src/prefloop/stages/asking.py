@@ -1,6 +1,8 @@
 """Which completions of a group an annotator is asked about."""
 
 import itertools
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,36 +31,51 @@ def all_pairs(group: Group) -> list[PairTask]:
     return [PairTask(group.prompt, a, b) for a, b in pairs if a.text != b.text]
 
 
-def proposed_pair(x: Experiment, group: Group, scores: dict[str, float] | None) -> Proposal | None:
-    """The two worth asking about: by the reward model's scores, but in a share of prompts by chance; None where there are no
-    two."""
-    seed, share = stage_seed(x, "propose"), x.annotate.random_share
-    by_scores = selection.propose(group, scores, x.annotate.propose, seed) if scores else None
-    by_chance = selection.propose(group, None, "random", seed)
-    if by_chance is None or (scores and by_scores is None and not share):
-        return None
-    is_chance = by_scores is None or _draw(x, group) < share
-    choice = by_chance if is_chance else by_scores
-    assert choice is not None, "one of the two there is"
-    task = PairTask(group.prompt, group.completions[choice.chosen], group.completions[choice.rejected])
-    number = len(selection.different_ids(group))
-    even = 1 / (number * (number - 1) / 2)
-    if by_scores is None:
-        return Proposal(task, "random", None, even)
-    is_best = {choice.chosen, choice.rejected} == {by_scores.chosen, by_scores.rejected}
-    probability = share * even + (1 - share) * is_best
-    return Proposal(
-        task,
-        "random" if is_chance else x.annotate.propose,
-        None if is_chance else by_scores.margin,
-        probability,
-    )
+def proposals(
+    x: Experiment, groups: Sequence[Group], scores: Mapping[str, float] | None
+) -> dict[str, Proposal]:
+    """The two worth asking about in each group of a label batch, by prompt: by the reward model's scores, but in a share of
+    prompts by chance. Groups without two different texts, or without two different scores where all goes by these, have
+    none."""
+    seed = stage_seed(x, "propose")
+    drawn = {one.prompt.id: selection.propose(one, None, "random", seed) for one in groups}
+    askable = [one for one in groups if drawn[one.prompt.id] is not None]
+    by_chance = _by_chance(x, askable)
+    share = len(by_chance) / len(askable) if askable else 0.0
+    found: dict[str, Proposal] = {}
+    for group in askable:
+        id = group.prompt.id
+        by_scores = selection.propose(group, dict(scores), x.annotate.propose, seed) if scores else None
+        if scores and by_scores is None and not share:
+            continue
+        is_chance = by_scores is None or id in by_chance
+        choice = drawn[id] if is_chance else by_scores
+        assert choice is not None, "one of the two there is"
+        number = len(selection.different_ids(group))
+        even = 1 / (number * (number - 1) / 2)
+        task = PairTask(group.prompt, group.completions[choice.chosen], group.completions[choice.rejected])
+        if by_scores is None:
+            found[id] = Proposal(task, "random", None, even)
+            continue
+        is_best = {choice.chosen, choice.rejected} == {by_scores.chosen, by_scores.rejected}
+        found[id] = Proposal(
+            task,
+            "random" if is_chance else x.annotate.propose,
+            None if is_chance else by_scores.margin,
+            share * even + (1 - share) * is_best,
+        )
+    return found
 
 
-def _draw(x: Experiment, group: Group) -> float:
+def _by_chance(x: Experiment, groups: Sequence[Group]) -> frozenset[str]:
+    """Prompts whose two are drawn by chance: the share of them, rounded up, whatever their order."""
+    number = math.ceil(round(x.annotate.random_share * len(groups), 6))  # 0.1 x 30 is a little more than 3
+    return frozenset(sorted((one.prompt.id for one in groups), key=lambda id: (_draw(x, id), id))[:number])
+
+
+def _draw(x: Experiment, prompt_id: str) -> float:
     """A number from 0 to 1 that belongs to the prompt."""
-    seed = [stage_seed(x, "random_share"), int(group.prompt.id, 16)]
-    return float(np.random.default_rng(seed).random())
+    return float(np.random.default_rng([stage_seed(x, "random_share"), int(prompt_id, 16)]).random())
 
 
 def why_not_asked(group: Group) -> str:

@@ -11,7 +11,7 @@ from prefloop.config import Experiment, SourceSection, hashed, uses_loop_reward
 from prefloop.interfaces import PairTask
 from prefloop.records import Comparison, Group, Judgement, PreferencePair, Prompt, Refusal, Score
 from prefloop.stages import people
-from prefloop.stages.asking import all_pairs, proposed_pair, why_not_asked
+from prefloop.stages.asking import all_pairs, proposals, why_not_asked
 from prefloop.stages.knockout import play
 from prefloop.stages.shared import (
     annotator_digests,
@@ -220,7 +220,7 @@ def annotate(x: Experiment, groups: Artefact, reward: Artefact | None, *, number
     config = {**without_paths(section), "seed": x.seed}
     return Stage(
         "annotate",
-        1,
+        2 if section.random_share else 1,  # which prompts are drawn by chance
         config,
         {"groups": groups, "reward": reward_used},
         body,
@@ -256,7 +256,7 @@ def _compare(
         runtime=x.runtime,
         loop_reward=model_folder(reward) if reward and not x.reward.objective.gives_scores else None,
     )
-    asked = {group.prompt.id: _pair_tasks(x, group, proxy) for group in rows}
+    asked = _pair_tasks(x, rows, proxy)
     skipped = Counter(why_not_asked(group) for group in rows if not asked[group.prompt.id])
     if x.annotate.asks == "knockout":
         for chunk in chunks(
@@ -283,7 +283,7 @@ def _ask_people(
     """Puts all questions of the label batch to people at once; returns why groups could not be asked about."""
     from prefloop.annotate.human import People
 
-    asked = {group.prompt.id: people.questions(x, group, proxy) for group in rows}
+    asked = people.questions(x, rows, proxy)
     questions = [one for group in rows for one in asked[group.prompt.id]]
     for chunk in chunks(build, file, questions, max(1, len(questions))):
         annotator = x.annotate.annotator
@@ -296,12 +296,16 @@ def _ask_people(
     return Counter(why_not_asked(group) for group in rows if not asked[group.prompt.id])
 
 
-def _pair_tasks(x: Experiment, group: Group, proxy: dict[str, float] | None) -> list[PairTask]:
-    """The comparisons to ask for in a group; of a knockout, those that could come up."""
+def _pair_tasks(
+    x: Experiment, rows: list[Group], proxy: dict[str, float] | None
+) -> dict[str, list[PairTask]]:
+    """The comparisons to ask for, by prompt; of a knockout, those that could come up."""
     if x.annotate.asks != "one_pair":
-        return all_pairs(group)
-    choice = proposed_pair(x, group, proxy)
-    return [] if choice is None else [choice.task]
+        return {group.prompt.id: all_pairs(group) for group in rows}
+    found = proposals(x, rows, proxy)
+    return {
+        group.prompt.id: [found[group.prompt.id].task] if group.prompt.id in found else [] for group in rows
+    }
 
 
 def _add_usage(path: Path, usage: dict[str, float]) -> None:
@@ -341,8 +345,7 @@ def _strategies(x: Experiment, rows: list[Group], proxy: dict[str, float] | None
     """How the pairs that were asked about were chosen."""
     if x.annotate.asks != "one_pair":
         return None
-    found = (proposed_pair(x, group, proxy) for group in rows)
-    return tally(one.strategy for one in found if one is not None)
+    return tally(one.strategy for one in proposals(x, rows, proxy).values())
 
 
 def _mean_parts(judgements: list[Judgement]) -> dict[str, float] | None:

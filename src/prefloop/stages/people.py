@@ -4,14 +4,14 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefloop import selection
 from prefloop.config import Experiment, HumanAnnotator
 from prefloop.records import Group
-from prefloop.stages.asking import all_pairs, proposed_pair
+from prefloop.stages.asking import Proposal, all_pairs, proposals
 from prefloop.store import Artefact, Workspace, read_json
 
 if TYPE_CHECKING:
@@ -63,27 +63,44 @@ def asked_by(x: Experiment, workspace: Path, groups: Artefact, reward: Artefact 
     )
 
 
-def questions(x: Experiment, group: Group, scores: Mapping[str, float] | None) -> "list[Question]":
-    """What people are asked about a group."""
+def questions(
+    x: Experiment, groups: Sequence[Group], scores: Mapping[str, float] | None
+) -> "dict[str, list[Question]]":
+    """What people are asked about each group of a label batch, by prompt."""
+    found = proposals(x, groups, scores) if x.annotate.asks == "one_pair" else {}
+    return {
+        one.prompt.id: _of_proposal(found[one.prompt.id], scores)
+        if one.prompt.id in found
+        else _of_group(x, one)
+        for one in groups
+    }
+
+
+def _of_group(x: Experiment, group: Group) -> "list[Question]":
+    """What is asked about a group as a whole; nothing where it was to be one pair and there is none."""
     from prefloop.annotate.human import Question
 
-    different = selection.different_ids(group)
     match x.annotate.asks:
         case "scores":
             return [Question(group.prompt, (one,), "all", probability=1.0) for one in group.completions]
         case "ranking":
+            different = selection.different_ids(group)
             texts = tuple(one for one in group.completions if one.id in different)
             return [Question(group.prompt, texts, "all", probability=1.0)] if len(texts) > 1 else []
         case "all_pairs":
             return [
                 Question(group.prompt, (one.a, one.b), "all", probability=1.0) for one in all_pairs(group)
             ]
-    found = proposed_pair(x, group, dict(scores) if scores else None)
-    if found is None:
-        return []
-    a, b = found.task.a, found.task.b
+        case _:
+            return []
+
+
+def _of_proposal(found: Proposal, scores: Mapping[str, float] | None) -> "list[Question]":
+    from prefloop.annotate.human import Question
+
+    prompt, a, b = found.task.prompt, found.task.a, found.task.b
     reward_p = None if scores is None else 1 / (1 + math.exp(min(scores[b.id] - scores[a.id], 700.0)))
-    return [Question(group.prompt, (a, b), found.strategy, found.margin, found.probability, reward_p)]
+    return [Question(prompt, (a, b), found.strategy, found.margin, found.probability, reward_p)]
 
 
 # --- what people decided, and what becomes of rounds ---------------------------------------------------------------------
