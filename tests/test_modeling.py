@@ -26,6 +26,17 @@ def test_saved_models_open_as_ordinary_transformers_folders(tiny_model, tmp_path
     assert tokenizer.chat_template
 
 
+def test_a_model_has_the_same_bytes_whether_the_hub_was_switched_off_or_not(tiny_model, tmp_path, runtime):
+    for switched_off in (True, False):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model, local_files_only=switched_off)
+        save_model(load_policy(tiny_model, runtime), tokenizer, tmp_path / str(switched_off), dtype="float32")
+    one, other = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("True", "False")
+    )
+    assert "tokenizer_config.json" in one
+    assert one == other
+
+
 def test_an_unknown_terminator_is_refused(tiny_model, tmp_path, runtime):
     with pytest.raises(InputError, match=r"model.terminator = '<\|nope\|>': .* has no such token"):
         import_model(ModelSection(path=str(tiny_model), terminator="<|nope|>"), tmp_path / "copy", runtime)

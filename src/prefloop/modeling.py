@@ -377,4 +377,7 @@ def save_model(
         model.generation_config = GenerationConfig.from_model_config(model.config)
     nn.Module.to(model, getattr(torch, dtype))
     model.save_pretrained(folder)
+    tokenizer.init_kwargs.pop(
+        "local_files_only", None
+    )  # whether the hub was switched off: the bytes must not tell
     tokenizer.save_pretrained(folder)
