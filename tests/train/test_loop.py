@@ -13,6 +13,7 @@ from prefloop import config, tales
 from prefloop.config import RuntimeSection, SftSection, TrainingSection
 from prefloop.interfaces import InputError, PrefloopError, no_progress
 from prefloop.train.loop import Task, batches_of, fit, planned_steps
+from prefloop.train.optimizers import make_schedule
 from prefloop.train.sft import SftJob, train_sft
 
 POINTS = [(float(x), 2.0 * x + 1.0) for x in range(12)]
@@ -421,6 +422,35 @@ def test_the_cosine_can_end_above_zero(tmp_path):
     assert rates[0] == pytest.approx(0.1)
     assert rates[4] == pytest.approx(0.055)
     assert rates[7] == pytest.approx(0.01 + 0.09 * (1 + math.cos(7 * math.pi / 8)) / 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "extra"),
+    [
+        ({"schedule": "constant"}, "constant_with_warmup", {}),
+        ({"schedule": "linear"}, "linear", {}),
+        ({"schedule": "cosine"}, "cosine", {}),
+        ({"schedule": "cosine", "min_learning_rate_ratio": 0.1}, "cosine_with_min_lr", {"min_lr_rate": 0.1}),
+    ],
+)
+@pytest.mark.parametrize(("steps", "warmup"), [(10, 0.25), (7, 0.0), (1, 0.0)])
+def test_schedules_are_those_of_transformers(options, name, extra, steps, warmup):
+    from transformers import get_scheduler
+
+    def rates(make) -> list[float]:
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+        schedule = make(optimizer)
+        found = []
+        for _ in range(steps + 1):
+            found += schedule.get_last_lr()
+            optimizer.step()
+            schedule.step()
+        return found
+
+    section = TrainingSection(warmup_ratio=warmup, **options)
+    theirs = {"num_warmup_steps": math.ceil(warmup * steps), "num_training_steps": steps}
+    expected = rates(lambda one: get_scheduler(name, one, **theirs, scheduler_specific_kwargs=extra))
+    assert rates(lambda one: make_schedule(one, section, steps=steps)) == pytest.approx(expected, abs=1e-15)
 
 
 def test_small_learning_rates_keep_their_digits_in_the_log(tmp_path):

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from prefloop.config import OptimizerSection
 from prefloop.interfaces import InputError
@@ -51,16 +50,26 @@ def require_bitsandbytes(key: str) -> None:
 
 def make_schedule(optimizer: torch.optim.Optimizer, options: OptimizerSection, *, steps: int) -> LRScheduler:
     """The configured learning-rate schedule: a linear warm-up, then down to the end of the last step."""
-    name, extra = options.schedule, {}
-    if options.min_learning_rate_ratio:
-        name, extra = "cosine_with_min_lr", {"min_lr_rate": options.min_learning_rate_ratio}
-    return get_scheduler(
-        name if name != "constant" else "constant_with_warmup",
-        optimizer,
-        num_warmup_steps=math.ceil(options.warmup_ratio * steps),
-        num_training_steps=steps,
-        scheduler_specific_kwargs=extra,
-    )
+    warmup = math.ceil(options.warmup_ratio * steps)
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        return _after_warmup(options, (step - warmup) / max(1, steps - warmup))
+
+    return LambdaLR(optimizer, share)
+
+
+def _after_warmup(options: OptimizerSection, progress: float) -> float:
+    """The share of the learning rate at a progress from 0 to 1."""
+    match options.schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return max(0.0, 1 - progress)
+        case "cosine":
+            least = options.min_learning_rate_ratio
+            return max(0.0, 0.5 * (1 + math.cos(math.pi * progress)) * (1 - least) + least)
 
 
 class Average:
