@@ -522,10 +522,11 @@ class _Project:
             revealed=True,
             created_at=self.now,
         )
-        for reason in ("personal_data", "bug"):
+        self._judgement(f"{self.id}-gold", one, {"choice": "b", "strength": 7}, 2)
+        for reason, about in (("personal_data", "pairwise"), ("bug", "pairwise"), ("appeal", "gold")):
             self.put(
                 schema.flag,
-                task_id=f"{self.id}-pairwise",
+                task_id=f"{self.id}-{about}",
                 annotator_id=one,
                 reason=reason,
                 comment=self.long("flag.comment"),

@@ -221,6 +221,7 @@ def paths_of(template: str, number: int, own: list[int]) -> list[str]:
         "conversation_id": (f"{project}-live", f"{project}-probe"),
         "person_id": (f"{project}-one", f"{project}-judge"),
         "flag_id": ("1",),
+        "appeal_id": ("1",),
         "webhook_id": ("gone",),
         "delivery_id": (f"{project}-x-delivery",),
         "token_id": (f"{project}-x-token",),

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
 
 from prefloop.labels.errors import NotFound
+from prefloop.labels.flagging import APPEAL
 from prefloop.labels.schema import (
     adjudication,
     annotator,
@@ -89,7 +90,9 @@ def _in_state(state: str) -> sa.ColumnElement[bool]:
         return sa.and_(~task.c.is_gold, task.c.valid >= task.c.overlap)
     if state == "flagged":
         raised = flag.alias("raised")
-        return sa.exists().where(raised.c.task_id == task.c.id, raised.c.resolved_at.is_(None))
+        return sa.exists().where(
+            raised.c.task_id == task.c.id, raised.c.resolved_at.is_(None), raised.c.reason != APPEAL
+        )
     if state == "disputed":
         one, other = judgement.alias("one"), judgement.alias("other")
         differ = (
@@ -151,7 +154,7 @@ def find_tasks(connection: sa.Connection, wanted: Filter, *, after: int | None =
     """A page of tasks in the order of publication; `after` is the ordinal where the last page ended."""
     open_flags = (
         sa.select(sa.func.count())
-        .where(flag.c.task_id == task.c.id, flag.c.resolved_at.is_(None))
+        .where(flag.c.task_id == task.c.id, flag.c.resolved_at.is_(None), flag.c.reason != APPEAL)
         .scalar_subquery()
     )
     statement = (

@@ -12,6 +12,9 @@ from prefloop.labels.schema import annotator, completion, flag, prompt, task
 
 Resolution = Literal["dismissed", "upheld"]
 """`upheld`: the task is closed and what was said about it enters no training data."""
+RESOLUTIONS: tuple[str, ...] = get_args(Resolution)
+APPEAL = "appeal"
+"""The reason of a flag on a gold task that says no more than that one answer was right; see `appeals`."""
 PAGE = 50
 
 
@@ -38,7 +41,7 @@ def open_flags(connection: sa.Connection, project_id: str) -> list[Flagged]:
         .join(task, task.c.id == flag.c.task_id)
         .join(annotator, annotator.c.id == flag.c.annotator_id)
         .outerjoin(prompt, prompt.c.id == task.c.prompt_id)
-        .where(task.c.project_id == project_id, flag.c.resolved_at.is_(None))
+        .where(task.c.project_id == project_id, flag.c.resolved_at.is_(None), flag.c.reason != APPEAL)
         .order_by(flag.c.id)
         .limit(PAGE)
     ).all()
@@ -70,7 +73,7 @@ def count_open(connection: sa.Connection, project_id: str) -> int:
     return connection.execute(
         sa.select(sa.func.count())
         .select_from(flag.join(task, task.c.id == flag.c.task_id))
-        .where(task.c.project_id == project_id, flag.c.resolved_at.is_(None))
+        .where(task.c.project_id == project_id, flag.c.resolved_at.is_(None), flag.c.reason != APPEAL)
     ).scalar_one()
 
 
@@ -78,14 +81,14 @@ def resolve(
     connection: sa.Connection, now: int, project_id: str, flag_id: int, resolution: str, person: Person
 ) -> None:
     """Decides a flag, and with it the others on the same task. Raises Invalid, NotFound, Conflict."""
-    if resolution not in get_args(Resolution):
-        raise Invalid(f"resolution: choose one of {', '.join(get_args(Resolution))}")
+    if resolution not in RESOLUTIONS:
+        raise Invalid(f"resolution: choose one of {', '.join(RESOLUTIONS)}")
     row = _flag(connection, project_id, flag_id)
     if row.resolved_at is not None:
         raise Conflict("somebody has decided this meanwhile")
     connection.execute(
         sa.update(flag)
-        .where(flag.c.task_id == row.task_id, flag.c.resolved_at.is_(None))
+        .where(flag.c.task_id == row.task_id, flag.c.resolved_at.is_(None), flag.c.reason != APPEAL)
         .values(resolved_at=now, resolution=resolution, resolved_by=person.id)
     )
     if resolution == "upheld":
@@ -97,7 +100,7 @@ def _flag(connection: sa.Connection, project_id: str, flag_id: int) -> sa.Row[An
     row = connection.execute(
         sa.select(flag)
         .join(task, task.c.id == flag.c.task_id)
-        .where(flag.c.id == flag_id, task.c.project_id == project_id)
+        .where(flag.c.id == flag_id, flag.c.reason != APPEAL, task.c.project_id == project_id)
     ).first()
     if row is None:
         raise NotFound("there is no such flag in this project")

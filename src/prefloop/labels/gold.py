@@ -17,7 +17,7 @@ from prefloop.labels.audit import audit
 from prefloop.labels.errors import Conflict, Invalid, NotFound
 from prefloop.labels.projects import Kind, ProjectConfig
 from prefloop.labels.publish import project_config
-from prefloop.labels.qualification import LEVELS, STRATEGY, is_right
+from prefloop.labels.qualification import LEVELS, STRATEGY, granted, is_right
 from prefloop.labels.schema import adjudication, gold, judgement, prompt, task
 
 GOLD = "gold"
@@ -319,7 +319,8 @@ class GoldTask:
 def gold_tasks(connection: sa.Connection, project_id: str, *, task_id: str = "") -> list[GoldTask]:
     """All gold tasks of a project, or one, in the order of publication.
 
-    Of a qualification task the first answer counts, as after it comes the solution; of others, the last word.
+    Of a qualification task the first answer counts, as after it comes the solution; of others, the last word. An answer for
+    which an appeal was upheld is not wrong.
     """
     wanted = (
         sa.select(task, gold.c.expected, gold.c.tolerance, gold.c.why, prompt.c.messages)
@@ -332,7 +333,10 @@ def gold_tasks(connection: sa.Connection, project_id: str, *, task_id: str = "")
     said = _answers(connection, project_id, task_id)
     found = []
     for row in rows:
-        verdicts = [is_right(value, row.expected, row.tolerance) for value in said.get(row.id, ())]
+        verdicts = [
+            is_granted or is_right(value, row.expected, row.tolerance)
+            for value, is_granted in said.get(row.id, ())
+        ]
         found.append(
             GoldTask(
                 row.id,
@@ -351,22 +355,28 @@ def gold_tasks(connection: sa.Connection, project_id: str, *, task_id: str = "")
     return found
 
 
-def _answers(connection: sa.Connection, project_id: str, task_id: str) -> dict[str, list[Mapping[str, Any]]]:
+def _answers(
+    connection: sa.Connection, project_id: str, task_id: str
+) -> dict[str, list[tuple[Mapping[str, Any], bool]]]:
     newer = judgement.alias("newer")
     counts = sa.or_(
         sa.and_(task.c.strategy == STRATEGY, judgement.c.revision == 0),
         sa.and_(task.c.strategy != STRATEGY, ~sa.exists().where(newer.c.supersedes == judgement.c.id)),
     )
     wanted = (
-        sa.select(judgement.c.task_id, judgement.c.value)
+        sa.select(
+            judgement.c.task_id,
+            judgement.c.value,
+            granted(judgement.c.task_id, judgement.c.annotator_id).label("is_granted"),
+        )
         .join(task, task.c.id == judgement.c.task_id)
         .where(task.c.project_id == project_id, task.c.is_gold)
         .where(judgement.c.state == "valid", judgement.c.kind == "human", counts)
         .order_by(judgement.c.id)
     )
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    found: dict[str, list[tuple[Mapping[str, Any], bool]]] = {}
     for row in connection.execute(wanted.where(task.c.id == task_id) if task_id else wanted):
-        found.setdefault(row.task_id, []).append(row.value or {})
+        found.setdefault(row.task_id, []).append((row.value or {}, row.is_granted))
     return found
 
 

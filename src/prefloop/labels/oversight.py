@@ -11,9 +11,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from prefloop.labels.browsing import Filter, conditions
+from prefloop.labels.flagging import APPEAL
 from prefloop.labels.schema import (
     annotator,
     completion,
+    flag,
     gold,
     judgement,
     member,
@@ -83,6 +85,16 @@ def known_answers(connection: sa.Connection, project_id: str) -> dict[str, tuple
         .where(task.c.project_id == project_id, task.c.state != "retired")
     )
     return {row.task_id: (row.expected, row.tolerance) for row in rows}
+
+
+def granted_answers(connection: sa.Connection, project_id: str) -> frozenset[tuple[str, str]]:
+    """Answers to gold tasks about which an appeal was upheld, by task and person."""
+    rows = connection.execute(
+        sa.select(flag.c.task_id, flag.c.annotator_id)
+        .join(task, task.c.id == flag.c.task_id)
+        .where(task.c.project_id == project_id, flag.c.reason == APPEAL, flag.c.resolution == "upheld")
+    )
+    return frozenset((row.task_id, row.annotator_id) for row in rows)
 
 
 def names_of(connection: sa.Connection, project_id: str) -> dict[str, str]:

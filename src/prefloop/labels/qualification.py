@@ -13,10 +13,11 @@ import sqlalchemy as sa
 
 from prefloop.labels.audit import audit
 from prefloop.labels.errors import Invalid, NotFound
+from prefloop.labels.flagging import APPEAL
 from prefloop.labels.people import Person
 from prefloop.labels.projects import ProjectConfig
 from prefloop.labels.publish import project_config
-from prefloop.labels.schema import annotator, gold, judgement, member, task
+from prefloop.labels.schema import annotator, flag, gold, judgement, member, task
 
 STRATEGY = "qualification"
 NEWCOMERS = ("annotator",)
@@ -74,9 +75,13 @@ class Answered:
 
 
 def answers_of(connection: sa.Connection, project_id: str, person_id: str) -> list[Answered]:
-    """What somebody answered since they began, or began anew. A skip is a wrong answer, so that none can be picked."""
+    """What somebody answered since they began, or began anew.
+
+    A skip is a wrong answer, so that none can be picked; one for which a lead upheld an appeal is right.
+    """
+    is_granted = granted(judgement.c.task_id, judgement.c.annotator_id).label("is_granted")
     rows = connection.execute(
-        sa.select(judgement.c.id, judgement.c.task_id, judgement.c.value, gold.c.expected, gold.c.tolerance)
+        sa.select(judgement, gold.c.expected, gold.c.tolerance, is_granted)
         .join(task, task.c.id == judgement.c.task_id)
         .join(gold, gold.c.task_id == task.c.id)
         .join(
@@ -93,8 +98,21 @@ def answers_of(connection: sa.Connection, project_id: str, person_id: str) -> li
         .order_by(judgement.c.id)
     )
     return [
-        Answered(row.id, row.task_id, is_right(row.value or {}, row.expected, row.tolerance)) for row in rows
+        Answered(
+            row.id, row.task_id, row.is_granted or is_right(row.value or {}, row.expected, row.tolerance)
+        )
+        for row in rows
     ]
+
+
+def granted(task_id: sa.ColumnElement[str], person_id: sa.ColumnElement[str]) -> sa.Exists:
+    """Whether a lead upheld somebody's appeal about a task."""
+    return sa.exists().where(
+        flag.c.task_id == task_id,
+        flag.c.annotator_id == person_id,
+        flag.c.reason == APPEAL,
+        flag.c.resolution == "upheld",
+    )
 
 
 def must_qualify(config: ProjectConfig, role: str, qualification: str) -> bool:
@@ -119,10 +137,10 @@ def settle(
 ) -> None:
     """After an answer: passed or failed, once all are given. A pass is not taken back by later answers."""
     given = answers_of(connection, project_id, person_id)
-    if config.qualification.tasks == 0 or len(given) < config.qualification.tasks:
+    if not _are_all(given, config):
         return
     right = sum(one.right for one in given)
-    state = "passed" if right >= config.qualification.pass_mark * len(given) else "failed"
+    state = "passed" if _are_enough(given, config) else "failed"
     changed = connection.execute(
         sa.update(member)
         .where(member.c.project_id == project_id, member.c.annotator_id == person_id)
@@ -132,6 +150,32 @@ def settle(
     if changed.rowcount:
         detail = {"project": project_id, "right": right, "of": len(given)}
         audit(connection, now, person_id, f"qualification.{state}", person_id, detail)
+
+
+def _are_all(given: Sequence[Answered], config: ProjectConfig) -> bool:
+    return 0 < config.qualification.tasks <= len(given)
+
+
+def _are_enough(given: Sequence[Answered], config: ProjectConfig) -> bool:
+    return sum(one.right for one in given) >= config.qualification.pass_mark * len(given)
+
+
+def is_enough(connection: sa.Connection, project_id: str, person_id: str, config: ProjectConfig) -> bool:
+    """Whether somebody gave all answers, and enough right ones."""
+    given = answers_of(connection, project_id, person_id)
+    return _are_all(given, config) and _are_enough(given, config)
+
+
+def let_in(connection: sa.Connection, now: int, project_id: str, person_id: str, *, actor: str) -> None:
+    """Lets in who had failed."""
+    changed = connection.execute(
+        sa.update(member)
+        .where(member.c.project_id == project_id, member.c.annotator_id == person_id)
+        .where(member.c.qualification == "failed")
+        .values(qualification="passed")
+    )
+    if changed.rowcount:
+        audit(connection, now, actor, "qualification.passed", person_id, {"project": project_id})
 
 
 # --- what people are told --------------------------------------------------------------------------------------------
@@ -154,6 +198,8 @@ class Feedback:
     num_right: int
     state: str
     """none | passed | failed"""
+    appeal: str
+    """Of this person about this answer: open | dismissed | upheld, or empty."""
 
 
 def feedback_for(connection: sa.Connection, project_id: str, person: Person) -> Feedback | None:
@@ -189,7 +235,20 @@ def feedback_for(connection: sa.Connection, project_id: str, person: Person) -> 
         max(config.qualification.tasks, len(given)),
         sum(one.right for one in given),
         about.qualification,
+        appeal_of(connection, person.id, last.task_id),
     )
+
+
+def appeal_of(connection: sa.Connection, person_id: str, task_id: str) -> str:
+    """How an appeal of somebody stands: open, dismissed or upheld; empty where there is none."""
+    row = connection.execute(
+        sa.select(flag.c.resolved_at, flag.c.resolution).where(
+            flag.c.task_id == task_id, flag.c.annotator_id == person_id, flag.c.reason == APPEAL
+        )
+    ).first()
+    if row is None:
+        return ""
+    return "open" if row.resolved_at is None else row.resolution
 
 
 def shown_value(value: Mapping[str, Any], presented: Sequence[int]) -> dict[str, Any]:

@@ -407,7 +407,7 @@ flag = sa.Table(
     sa.Column("id", COUNTED_ID, primary_key=True, autoincrement=True),
     _ref("task_id", "task.id"),
     _ref("annotator_id", "annotator.id"),
-    _text("reason"),  # personal_data | unsafe | bug | reject_prompt
+    _text("reason"),  # personal_data | unsafe | bug | reject_prompt | appeal
     _text("comment"),
     _time("created_at"),
     _time("resolved_at", nullable=True),

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from prefloop.labels.browsing import Filter, conditions
 from prefloop.labels.errors import NotFound
+from prefloop.labels.flagging import APPEAL
 from prefloop.labels.rows import Acquisition, JudgementRow, RowCompletion, RowPrompt
 from prefloop.labels.schema import completion, flag, judgement, prompt, round_, task
 from prefloop.records import Message
@@ -105,6 +106,7 @@ def _flags(connection: sa.Connection, wanted: Filter) -> Mapping[str, tuple[str,
         sa.select(flag.c.task_id, flag.c.reason)
         .join(task, task.c.id == flag.c.task_id)
         .where(task.c.project_id == wanted.project_id, flag.c.created_at < last, sa.not_(dismissed))
+        .where(flag.c.reason != APPEAL)
         .order_by(flag.c.id)
     )
     found: dict[str, tuple[str, ...]] = {}

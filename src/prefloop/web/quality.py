@@ -46,7 +46,10 @@ class Quality:
 
 def quality_of(connection: sa.Connection, now: int, wanted: Filter) -> Quality:
     """The figures on a filter, from the store as it is."""
-    facts = oversight.facts(connection, wanted)
+    found = oversight.facts(connection, wanted)
+    granted = oversight.granted_answers(connection, wanted.project_id)
+    # an answer that was right after all, on a task that is known otherwise, says nothing
+    facts = [one for one in found if not one.is_gold or (one.task_id, one.annotator_id) not in granted]
     known = oversight.known_answers(connection, wanted.project_id)
     published = {one.version: one.created_at for one in guidelines_of(connection, wanted.project_id)}
     names = oversight.names_of(connection, wanted.project_id)
@@ -58,7 +61,7 @@ def quality_of(connection: sa.Connection, now: int, wanted: Filter) -> Quality:
         watermark=newest_judgement(connection, wanted.project_id),
         computed_at=now,
         judgements=len(facts),
-        is_partial=len(facts) >= oversight.MOST_FACTS,
+        is_partial=len(found) >= oversight.MOST_FACTS,
         questions=tuple(questions_of(people, _choices(connection, wanted.project_id))),
         people=tuple(people_of(facts, usual, known, names, sides, lengths, wanted.annotator_id)),
         side=sides.get(None) if people else None,

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Depends, Request
-from fastapi.responses import HTMLResponse
+from fastapi import APIRouter, Depends, Form, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefloop.labels import guidelines, qualification, queue
+from prefloop.labels import appeals, guidelines, qualification, queue
 from prefloop.labels.errors import NotFound
 from prefloop.labels.people import Person, preferences_of, require_consent
 from prefloop.labels.publish import project_config
@@ -108,7 +108,8 @@ async def next_piece(request: Request, asking: Asking, project_id: str) -> HTMLR
     if isinstance(found, guidelines.Guidelines):
         return HTMLResponse(await _unread_html(request, asking, project_id, found))
     if isinstance(found, Feedback):
-        return HTMLResponse(page(request, "judge/feedback.html", asking, told=found, letters=LETTERS))
+        values = {"told": found, "letters": LETTERS, "project_id": project_id}
+        return HTMLResponse(page(request, "judge/feedback.html", asking, **values))
     shown = await read(request, lambda connection: shown_task(connection, found))
     frame = Frame(f"/judge/leases/{found.token}", found.token, 0, found.draft or {}, shown["dwell_ms"])
     return HTMLResponse(task_html(request, asking, shown, frame))
@@ -256,6 +257,24 @@ async def see(request: Request, asking: Asking, project_id: str, body: SeenBody)
         request,
         lambda connection: qualification.see_feedback(connection, project_id, asking.person, body.judgement),
     )
+
+
+@router.post("/judge/{project_id}/appeal")
+async def appeal(
+    request: Request,
+    asking: Asking,
+    project_id: str,
+    judgement: Annotated[int, Form()],
+    reason: Annotated[str, Form()] = "",
+) -> Response:
+    """Puts an answer of one's qualification before the lead."""
+    limit(request, "submit", asking.person.id)
+    now = database_of(request).now()
+    await write(
+        request,
+        lambda connection: appeals.appeal(connection, now, project_id, asking.person, judgement, reason),
+    )
+    return RedirectResponse(f"/judge/{project_id}", status_code=303)
 
 
 # --- guidelines ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Gold and qualification tasks: how people do on them, making one of a judged task, taking one out of use."""
+"""Gold and qualification tasks: how people do on them, appeals, making one of a judged task, taking one out of use."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -7,10 +7,12 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, Response
 
-from prefloop.labels import gold
+from prefloop.labels import appeals, gold
+from prefloop.labels.browsing import Filter
 from prefloop.labels.gold import GoldTask
 from prefloop.web.annotators import Share, share
 from prefloop.web.pages.lead import Leading, Text, render, seen
+from prefloop.web.remembered import remembered
 from prefloop.web.store import database_of, read, write
 
 router = APIRouter(prefix="/lead")
@@ -44,6 +46,7 @@ async def gold_page(request: Request, desk: Leading) -> HTMLResponse:
         lambda connection: (
             [_standing(one) for one in gold.gold_tasks(connection, desk.id)],
             [one for one in gold.STRATEGIES if gold.remark(connection, desk.id, one)],
+            appeals.open_appeals(connection, desk.id),
         ),
     )
     in_order = sorted(
@@ -57,6 +60,7 @@ async def gold_page(request: Request, desk: Leading) -> HTMLResponse:
         found=in_order[:MOST_SHOWN],
         count=len(in_order),
         short=found[1],
+        appeals=found[2],
     )
 
 
@@ -97,4 +101,16 @@ async def set_state(request: Request, desk: Leading, task_id: str, state: Text =
         request,
         lambda connection: gold.set_gold_state(connection, now, desk.id, task_id, state, actor=actor),
     )
+    return seen(f"/lead/{desk.id}/gold")
+
+
+@router.post("/{project_id}/appeals/{appeal_id}")
+async def decide(request: Request, desk: Leading, appeal_id: int, resolution: Text = "") -> Response:
+    """Upholds or dismisses an appeal."""
+    now, person = database_of(request).now(), desk.asking.person
+    await write(
+        request,
+        lambda connection: appeals.decide(connection, now, desk.id, appeal_id, resolution, person),
+    )
+    remembered(request).quality.forget(Filter(desk.id))
     return seen(f"/lead/{desk.id}/gold")
