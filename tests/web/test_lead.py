@@ -11,12 +11,10 @@ from fastapi.routing import APIRoute
 from tests.web.overseeing import PROJECT, Office, office, pair
 from tests.web.payloads import PAYLOADS
 
-from prefloop.labels import queue
 from prefloop.labels.adjudicating import outcome_of
-from prefloop.labels.errors import Forbidden
-from prefloop.labels.queue import Submission
+from prefloop.labels.formats.table import FORMATS
 from prefloop.labels.rounds import set_state
-from prefloop.labels.schema import adjudication, audit, export, flag, guideline, member, round_, task
+from prefloop.labels.schema import adjudication, audit, export, flag, guideline, round_, task
 from prefloop.web.limits import Limits
 from prefloop.web.pages import lead, lead_data, lead_figures, lead_gold, lead_review
 
@@ -375,6 +373,33 @@ def test_an_export_of_nothing_says_what_was_left_out(desk_with_files: Office):
     assert desk_with_files.rows(sa.select(export)) == []
 
 
+def test_a_store_without_a_folder_offers_no_file_and_says_how_to_write_one(any_place):
+    with office(any_place) as desk:
+        desk.publish(pair(1))
+        desk.says("Xu", "t1", "a", 1)
+        visit = desk.visit("Lea")
+        page = visit.get(f"/lead/{PROJECT}/export").text
+        counted = visit.post(f"/lead/{PROJECT}/export/count", format="trl-preference").text
+        made = visit.post(f"/lead/{PROJECT}/export", format="trl-preference", ending=".jsonl")
+    has_folder = "://" not in any_place
+    assert ('name="ending"' in page, ">Export</button>" in page) == (has_folder, has_folder)
+    assert ("prefloop label export trl-preference --out" in page) == (not has_folder)
+    assert "1 records from 1 of 1 judgements" in counted
+    assert made.status_code == (303 if has_folder else 422)
+
+
+def test_a_format_that_fits_no_table_says_so_where_it_is_chosen(desk_with_files: Office):
+    desk_with_files.publish(pair(1))
+    desk_with_files.says("Xu", "t1", "a", 1)
+    visit = desk_with_files.visit("Lea")
+    page = visit.get(f"/lead/{PROJECT}/export").text
+    for name in FORMATS:
+        (option,) = re.findall(f'<option value="{name}">([^<]*)</option>', page)
+        assert (".jsonl or .json only" in option) == (FORMATS[name].columns is None)
+    refused = visit.post(f"/lead/{PROJECT}/export", format="argilla", ending=".csv")
+    assert refused.status_code == 422 and "choose .jsonl or .json" in refused.text
+
+
 # --- flags and guidelines --------------------------------------------------------------------------------------------
 
 
@@ -417,100 +442,6 @@ def test_guidelines_get_a_new_version_and_a_preview(desk: Office):
         assert visit.post(f"/lead/{PROJECT}/guidelines", text=text).is_redirect
     assert [one.version for one in desk.rows(sa.select(guideline).order_by(guideline.c.version))] == [1, 2]
     assert visit.post(f"/lead/{PROJECT}/guidelines", text=" ").status_code == 422
-
-
-# --- qualification ---------------------------------------------------------------------------------------------------
-
-QUALIFYING = """
-kind: pairwise
-gold_share: 0
-repeat_share: 0
-dwell: {least_s: 0, per_character_ms: 0, most_s: 0}
-qualification: {tasks: 4, pass_mark: 0.75}
-"""
-
-
-def answer_next(desk: Office, name: str, choice: str) -> str | None:
-    """The task that somebody gets and answers; None when nothing is left."""
-    person, now = desk.person(name), desk.database.now()
-    held = desk.database.write(lambda c: queue.claim(c, now, PROJECT, person))
-    if held is None:
-        return None
-    strength = 2 if (choice == "a") == (held.presented[0] == 0) else 7
-    submission = Submission(value={"strength": strength})
-    desk.database.write(lambda c: queue.submit(c, now, held.token, person, submission))
-    return held.task_id
-
-
-@pytest.fixture
-def school(any_place):
-    with office(any_place, QUALIFYING) as made:
-        made.publish(pair(9))
-        made.publish(
-            *[
-                pair(number, strategy="qualification", expected={"choice": "a"}, why="It says **more**.")
-                for number in range(1, 6)
-            ],
-            round_id=None,
-        )
-        yield made
-
-
-def standing(desk: Office, name: str) -> str:
-    wanted = sa.select(member.c.qualification).where(member.c.annotator_id == desk.people[name].id)
-    return desk.rows(wanted)[0].qualification
-
-
-def test_three_of_four_right_pass_and_then_comes_real_work(school: Office):
-    given = [answer_next(school, "New", choice) for choice in "aaba"]
-    assert given == ["t1", "t2", "t3", "t4"]
-    assert standing(school, "New") == "passed"
-    assert answer_next(school, "New", "a") == "t9"
-
-
-def test_two_of_four_right_fail_until_a_lead_lets_them_try_again(school: Office):
-    for choice in "abab":
-        answer_next(school, "New", choice)
-    assert standing(school, "New") == "failed"
-    with pytest.raises(Forbidden):
-        answer_next(school, "New", "a")
-    visit = school.visit("Lea")
-    assert "2 of 4 right" in visit.get(f"/lead/{PROJECT}/people").text
-    person = school.people["New"].id
-    assert visit.post(f"/lead/{PROJECT}/people/{person}", state="none").is_redirect
-    assert standing(school, "New") == "none"
-    assert answer_next(school, "New", "a") == "t5"  # one that they have not seen
-    assert answer_next(school, "New", "a") is None
-    assert visit.post(f"/lead/{PROJECT}/people/{person}", state="passed").is_redirect
-    assert answer_next(school, "New", "a") == "t9"
-    assert visit.post(f"/lead/{PROJECT}/people/nobody", state="none").status_code == 404
-
-
-def test_a_changed_answer_does_not_change_the_qualification(school: Office):
-    for choice in "abab":
-        answer_next(school, "New", choice)
-    person, now = school.people["New"], school.database.now()
-    wrong = Submission(value={"strength": 1})
-    school.database.write(lambda c: queue.revise(c, now, 2, person, wrong, "again"))
-    assert standing(school, "New") == "failed"
-
-
-def test_after_each_answer_people_are_told_what_the_reference_says(school: Office):
-    visit = school.visit("New", "annotator")
-    answer_next(school, "New", "b")
-    csrf = re.search(r'name="csrf" content="([^"]*)"', visit.get("/account").text)
-    headers = {"X-CSRF-Token": csrf[1] if csrf else "", "Accept": "text/html"}
-    told = visit.client.post(f"/judge/{PROJECT}/next", headers=headers).text
-    assert "The reference says otherwise" in told and "<strong>more</strong>" in told
-    assert "1 of 4 answered, 0 right" in told
-    number = re.search(r'data-judgement="(\d+)"', told)
-    assert number is not None
-    seen = visit.client.post(
-        f"/judge/{PROJECT}/feedback", json={"judgement": int(number[1])}, headers=headers
-    )
-    assert seen.status_code == 204
-    after = visit.client.post(f"/judge/{PROJECT}/next", headers=headers).text
-    assert "reference" not in after and 'id="task"' in after
 
 
 # --- hostile text ----------------------------------------------------------------------------------------------------

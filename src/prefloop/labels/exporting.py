@@ -36,14 +36,18 @@ class Wanted:
     options: ExportOptions
 
 
+def keeps_files(database: Database) -> bool:
+    """Whether exports can be written here: a store on a server has no folder for them."""
+    return database.is_sqlite and database.engine.url.database not in (None, "", ":memory:")
+
+
 def exports_folder(database: Database) -> Path:
     """Where exports are kept: beside an SQLite store. Raises InputError for a store that is no file."""
-    place = database.engine.url.database
-    if not database.is_sqlite or not place or place == ":memory:":
+    if not keeps_files(database):
         raise InputError(
             "this store is no file, so exports have no folder; use `prefloop label export --out`"
         )
-    return Path(place).resolve().with_suffix(".exports")
+    return Path(str(database.engine.url.database)).resolve().with_suffix(".exports")
 
 
 def dry_run(database: Database, wanted: Wanted) -> Counts:

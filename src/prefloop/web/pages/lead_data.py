@@ -143,6 +143,7 @@ async def _export_page(
         wanted=wanted,
         formats=FORMATS,
         endings=ENDINGS,
+        keeps_files=exporting.keeps_files(database_of(request)),
         error=error,
         chosen=chosen or {},
         **values,
