@@ -1,7 +1,8 @@
 """A store that has grown: a million judgements, 200,000 prompts, all tasks open: `python -m benchmarks.label.large`.
 
 `newcomer` has judged nothing; `veteran` has judged the first half of the open tasks, which a claim must not walk through
-again and again. Each asks alone and without a pause, over HTTP; `everybody` asks together, with a second of thought.
+again and again. Each asks alone and without a pause, over HTTP; `everybody` asks together, with a second of thought. `lead`
+opens the pages of a lead, the first time and once more: figures are kept in memory.
 """
 
 import json
@@ -12,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import httpx
 import sqlalchemy as sa
 
 from benchmarks.common import console
@@ -21,6 +23,8 @@ from benchmarks.label.load import resident_mb
 from benchmarks.label.serving import served
 from benchmarks.label.stores import PROJECT, annotate, answers, fill
 from benchmarks.rows import Row, Spread, Target
+from prefloop.labels import people
+from prefloop.labels.accounts import open_session
 from prefloop.labels.database import Database, open_database
 from prefloop.labels.schema import annotator, completion, judgement, prompt, round_, task
 
@@ -31,30 +35,39 @@ THOUGHT_S = (0.5, 1.5)
 ROWS = 20_000
 TARGETS = {0.95: Target(50.0, better="lower", of="value")}
 """Of who asks alone."""
+LEAD = "lead"
+DASHBOARDS = ("", "/quality", "/rounds", "/rounds/1", "/data", "/gold")
+LONGEST_PAGE_S = 2.0
 
 
 def main() -> None:
     """Builds the store, asks, and writes label_large.json."""
-    asked = report.options(__doc__, works=("newcomer", "veteran", "everybody"))
+    asked = report.options(__doc__, works=("newcomer", "veteran", "everybody", LEAD))
     tasks = TASKS // asked.shrink
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=asked.folder, prefix="prefloop-labels-") as folder:
         path = Path(folder) / "labels.sqlite"
         database = open_database(str(path))
         tokens = grow(database, tasks)
+        session = database.write(lambda connection: lead_session(connection, database.now()))
         database.close()
         console.print(f"  {path.stat().st_size / 1e6:.0f} MB")
         with served(str(path)) as (port, server):
+            size = f"{tasks * JUDGEMENTS_A_TASK:,} judgements"
+            if LEAD in asked.works:
+                rows += dashboard_rows(size, port, session)
             for work in asked.works:
+                if work == LEAD:
+                    continue
                 who = {"newcomer": tokens[-1:], "veteran": tokens[:1], "everybody": tokens}[work]
                 seconds = SECONDS / asked.shrink**0.5
                 think = THOUGHT_S if work == "everybody" else (0.0, 0.0)
                 told = answers(annotate(Plan(port, PROJECT, who, seconds=seconds, think_s=think)))
-                name = f"{tasks * JUDGEMENTS_A_TASK:,} judgements, {tasks:,} prompts, {work}"
+                name = f"{size}, {tasks:,} prompts, {work}"
                 rows += claim_rows(name, told, {} if work == "everybody" else TARGETS)
             rows.append(
                 Row(
-                    f"{tasks * JUDGEMENTS_A_TASK:,} judgements",
+                    size,
                     "server, MB",
                     Spread.of([resident_mb(server.pid)]),
                 )
@@ -78,6 +91,31 @@ def claim_rows(name: str, told: list[Answered], targets: dict[float, Target]) ->
             for share in (0.5, 0.95, 0.99)
         ),
     ]
+
+
+def lead_session(connection: sa.Connection, now: int) -> str:
+    """A lead of the project who is logged in; the token of their session."""
+    person = people.add_person(connection, now, "lead", role="lead")
+    people.join_project(connection, PROJECT, person.id)
+    return open_session(connection, now, person.id)
+
+
+def dashboard_rows(size: str, port: int, session: str) -> list[Row]:
+    """How long each page of a lead takes, the first time and after that."""
+    url = f"http://127.0.0.1:{port}"
+    target = Target(LONGEST_PAGE_S, better="lower", of="value")
+    rows = []
+    with httpx.Client(base_url=url, cookies={"prefloop_session": session}, timeout=300) as client:
+        for path in DASHBOARDS:
+            taken = []
+            for _ in range(3):
+                begun = time.monotonic()
+                client.get(f"/lead/{PROJECT}{path}", follow_redirects=True).raise_for_status()
+                taken.append(time.monotonic() - begun)
+            name = f"{size}, page {path or '/'}"
+            rows.append(Row(name, "dashboard, s", Spread.of(taken[:1]), target=target))
+            rows.append(Row(name, "dashboard again, s", Spread.of(taken[1:]), target=target))
+    return rows
 
 
 def grow(database: Database, tasks: int) -> list[str]:
