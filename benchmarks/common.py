@@ -123,7 +123,8 @@ class Bench:
         self._folder = Path(self._temporary.name)
         self._number = 0
         self._description = machine.description()
-        self.rates = self._job("rates", device=device, dtypes=options.dtypes)
+        trials = max(1, machine.RATE_TRIALS // options.shrink)
+        self.rates = self._job("rates", device=device, dtypes=options.dtypes, trials=trials)
 
     def __enter__(self) -> "Bench":
         return self

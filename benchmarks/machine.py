@@ -79,25 +79,25 @@ def _status_mb(field: str) -> float:
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 
-def matmul_rates(device: str, dtypes: Sequence[str]) -> dict[str, float]:
+def matmul_rates(device: str, dtypes: Sequence[str], trials: int) -> dict[str, float]:
     """GFLOP/s of torch's matrix product at shapes of training, the best of several, for each dtype asked for: one that the
     processor has to emulate takes minutes."""
     import torch
 
     tokens, shapes = (RATE_TOKENS, RATE_SHAPES) if device == "cpu" else (RATE_TOKENS_CUDA, RATE_SHAPES_CUDA)
     return {
-        dtype: max(_rate(tokens, *shape, getattr(torch, dtype), device) for shape in shapes)
+        dtype: max(_rate(tokens, *shape, getattr(torch, dtype), device, trials) for shape in shapes)
         for dtype in dtypes
     }
 
 
-def _rate(tokens: int, inner: int, outer: int, dtype, device: str) -> float:
+def _rate(tokens: int, inner: int, outer: int, dtype, device: str, trials: int) -> float:
     import torch
 
     a = torch.randn(tokens, inner, device=device).to(dtype)
     weight = torch.randn(outer, inner, device=device).to(dtype)
     best = float("inf")
-    for _ in range(RATE_TRIALS):
+    for _ in range(trials):
         started = time.perf_counter()
         torch.nn.functional.linear(a, weight)
         if device == "cuda":

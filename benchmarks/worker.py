@@ -37,7 +37,7 @@ def perform(job: str, **options: Any) -> dict[str, Any]:
             build.build(options["model"], options["kind"], Path(options["folder"]))
             return {}
         case "rates":
-            return machine.matmul_rates(options["device"], options["dtypes"])
+            return machine.matmul_rates(options["device"], options["dtypes"], options["trials"])
         case _:
             case = options["case"]
             case = Case(**case | {"data": Data(**case["data"])})
