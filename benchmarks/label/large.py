@@ -36,7 +36,7 @@ ROWS = 20_000
 TARGETS = {0.95: Target(50.0, better="lower", of="value")}
 """Of who asks alone."""
 LEAD = "lead"
-DASHBOARDS = ("", "/quality", "/rounds", "/rounds/1", "/data", "/gold")
+DASHBOARDS = ("", "/quality", "/rounds", "/rounds/0", "/data", "/gold")
 LONGEST_PAGE_S = 2.0
 
 
