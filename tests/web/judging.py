@@ -101,3 +101,17 @@ def send(page: Any) -> None:
     wait_until_ready(page)
     page.keyboard.press("Control+Enter")
     wait_for_next(page, token)
+
+
+def faults(page: Any) -> list[str]:
+    """What axe finds serious or critical in a page, for those who see it through a tool."""
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+    )
+    found = axe.Axe().run(page).response["violations"]
+    return [
+        f"{one['id']}: {node['html'][:120]} {node['failureSummary']}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]

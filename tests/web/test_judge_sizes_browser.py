@@ -1,12 +1,21 @@
 """The pages of judging on small and large screens, with texts of every kind, and for those who do not see them."""
 
-from typing import Any
-
 import pytest
 
 from prefloop.labels import publish
 from web import judging
-from web.judging import DESKTOP, PHONE, ZOOMED, member, pairs, send, token_of, wait_for_next, wait_until_ready
+from web.judging import (
+    DESKTOP,
+    PHONE,
+    ZOOMED,
+    faults,
+    member,
+    pairs,
+    send,
+    token_of,
+    wait_for_next,
+    wait_until_ready,
+)
 from web.serving import AT_ONCE, NO_BROWSER, new_task
 
 pytestmark = [pytest.mark.browser, NO_BROWSER]
@@ -60,19 +69,6 @@ KINDS = {
     "demonstration": ("kind: demonstration", ()),
     "steps": ("kind: steps", ("Both.\nleft", "Both.\nright")),
 }  # fmt: skip
-
-
-def faults(page: Any) -> list[str]:
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
-    )
-    found = axe.Axe().run(page).response["violations"]
-    return [
-        f"{one['id']}: {node['html'][:120]} {node['failureSummary']}"
-        for one in found
-        if one["impact"] in ("serious", "critical")
-        for node in one["nodes"]
-    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,8 +12,9 @@ from tests.web.overseeing import PROJECT, Office, office, pair
 from tests.web.payloads import PAYLOADS
 
 from prefloop.labels.accounts import open_session
-from prefloop.labels.schema import adjudication
+from prefloop.labels.schema import adjudication, flag, task
 from prefloop.web.app import WebOptions, create_app
+from web.judging import faults
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -124,6 +125,50 @@ def test_no_page_runs_hostile_text_breaks_the_policy_or_scrolls_sideways_on_a_ph
         page.goto(page.url.split("/lead/")[0] + f"/lead/{PROJECT}/{path}")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
         assert page.evaluate("window.broken") is None, path
+    assert page.wrong == []
+
+
+def test_tools_for_the_blind_find_no_serious_fault_on_pages_of_known_answers(served, open_page):
+    """The list with an appeal, a gold task, one that was retired, and a task that can become one."""
+    desk, _ = served
+    desk.publish(
+        pair(30, expected={"choice": "a"}, why="It says **more**."),
+        pair(31, expected={"choice": "a"}, strategy="qualification", why="It says **more**."),
+        pair(32, expected={"choice": "b"}),
+        round_id=None,
+    )
+    desk.says("Xu", "t30", "b")
+    desk.says("Xu", "t31", "b")
+    desk.database.write(
+        lambda c: c.execute(sa.update(task).where(task.c.id == "t32").values(state="retired"))
+    )
+    asks = {
+        "task_id": "t31",
+        "annotator_id": desk.people["Xu"].id,
+        "reason": "appeal",
+        "comment": "B is **better**",
+    }
+    desk.database.write(
+        lambda c: c.execute(sa.insert(flag).values(asks | {"created_at": desk.database.now()}))
+    )
+    desk.database.write(
+        lambda c: c.execute(sa.update(task).where(task.c.id == "t1").values(valid=task.c.overlap))
+    )
+    page = open_page("gold")
+    begin = page.url.rpartition("/")[0]
+    for scheme, width in (("light", 1440), ("dark", 375)):
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": 900})
+        for path, has in (
+            ("gold", "B is **better**"),
+            ("tasks/t30", "It says"),
+            ("tasks/t32", ""),
+            ("tasks/t1", "gold task"),
+        ):
+            page.goto(f"{begin}/{path}")
+            assert has in page.text_content("main"), path
+            assert faults(page) == [], path
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
     assert page.wrong == []
 
 
