@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import commands
 from prefloop import pipeline
 from prefloop.store import Workspace
 from small import SMALL, small
@@ -20,12 +21,15 @@ NUM_KILLS = 25
 LONGEST_WAIT_S = 0.4
 
 
-def command(folder: Path, *overrides: str, workspace: str = "workspace") -> list[str]:
+def words(folder: Path, *, workspace: str = "workspace") -> list[str]:
+    """What follows `prefloop`."""
     experiment = folder / "small.yaml"
     experiment.write_text(SMALL)
-    return [
-        sys.executable, "-m", "prefloop.cli", "run", str(experiment), *overrides, "--workspace", str(folder / workspace),
-    ]  # fmt: skip
+    return ["run", str(experiment), "--workspace", str(folder / workspace)]
+
+
+def command(folder: Path, *, workspace: str = "workspace") -> list[str]:
+    return [sys.executable, "-m", "prefloop.cli", *words(folder, workspace=workspace)]
 
 
 def environment() -> dict[str, str]:
@@ -65,7 +69,6 @@ def uninterrupted(tmp_path_factory) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_run_killed_at_25_moments_ends_in_the_same_artefacts(tmp_path, uninterrupted):
-    args = command(tmp_path)
     artefacts = tmp_path / "workspace" / "artefacts"
     names = list(
         dict.fromkeys(entry.artefact.name for entry in pipeline.plan(small(), Workspace(tmp_path / "x")))
@@ -74,20 +77,20 @@ def test_a_run_killed_at_25_moments_ends_in_the_same_artefacts(tmp_path, uninter
     targets = sorted(rng.choices(range(len(names)), k=NUM_KILLS))
     killed_in = []
     for target in targets:
-        process = start(args)
+        running = commands.start(words(tmp_path), tmp_path / "out", tmp_path / "errors", environment())
         wait_s = rng.uniform(0, LONGEST_WAIT_S)
         building = artefacts / (names[target] + ".partial")
-        while process.poll() is None and not building.exists() and not (artefacts / names[target]).exists():
+        while running.is_running and not building.exists() and not (artefacts / names[target]).exists():
             time.sleep(0.002)
         time.sleep(wait_s)
-        if process.poll() is None:
+        if running.is_running:
             left = [path.name for path in artefacts.glob("*.partial")]
-            os.killpg(process.pid, signal.SIGKILL)
+            running.kill()
             killed_in += left or ["between stages"]
-        process.communicate()
+        assert running.end() in (0, -signal.SIGKILL), (tmp_path / "errors").read_text()
     assert len(killed_in) >= NUM_KILLS * 0.6, killed_in
     assert len({name.split("-")[0] for name in killed_in}) >= 4, killed_in
-    done = finish(args)
+    done = finish(command(tmp_path))
     assert done.returncode == 0, done.stderr
     assert digests(tmp_path / "workspace") == uninterrupted
     assert not list(artefacts.glob("*.partial"))
