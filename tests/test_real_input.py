@@ -137,7 +137,7 @@ reward:
   learning_rate: 1e-3
   batch_size: 32
   epochs: 1
-  max_length: 384
+  max_length: 192
   validation_share: 0.2
 evaluate: {{num_prompts: 0}}
 loop: {{batches: 0}}
@@ -168,7 +168,7 @@ name: bon11
 model: {{path: {shared}/models/tinystories-260k, template: plain, terminator: <s>}}
 generate: {{engine: {{kind: recorded, source: {path}}}, num_completions: 16}}
 annotate: {{annotator: {{kind: recorded, path: {path}, score_field: preference_vs_reference}}}}
-policy: {{learning_rate: 1e-4, batch_size: 16, max_steps: 6, max_length: 384, max_prompt_length: 128}}
+policy: {{learning_rate: 1e-4, batch_size: 16, max_steps: 6, max_length: 192, max_prompt_length: 64}}
 evaluate: {{num_prompts: 0}}
 loop: {{batches: 1, prompts_per_batch: 605}}
 runtime: {{device: cpu}}
