@@ -19,6 +19,7 @@ from prefloop.labels.formats.writing import count_export, write_export
 from prefloop.labels.projects import INSTRUCTGPT_FORM
 from prefloop.labels.rows import RowCompletion, in_order
 from prefloop.records import Message, PreferencePair, judgement_adapter
+from prefloop.verdicts import read_rule_verdicts
 
 HELLO = [{"role": "user", "content": "Hello"}]
 ONE = [{"role": "assistant", "content": "one"}]
@@ -303,6 +304,25 @@ def test_an_attack_has_transcript_rating_task_and_tags(tmp_path: Path):
         "attack": {"harm": 2, "actionability": 1},
         "rules": {"no medical advice": "probably_break"},
     }
+
+
+def test_a_probe_is_a_row_that_a_rule_model_reads(tmp_path: Path):
+    levels = {"medical": "probably_break", "rude": "unsure"}
+    words = {"medical": "Do not give medical advice.", "rude": "Do not insult."}
+    judged = row(
+        "rules", {"levels": levels}, "Take two.", prompt="What helps?", payload={"rule_texts": words}
+    )
+    unnamed = row("rules", {"levels": {"other": "definitely_follow"}}, "Rest.")
+    records, manifest = exported([judged, unnamed, pair(1)], "rule-verdicts", tmp_path)
+    said = [{"role": "user", "content": "What helps?"}, {"role": "assistant", "content": "Take two."}]
+    assert records == [
+        {"messages": said, "rule": "Do not give medical advice.", "verdict": "probably_break"},
+        {"messages": said, "rule": "Do not insult.", "verdict": "unsure"},
+    ]
+    assert manifest.drops == {"rule_without_words": 1, "not_for_this_format": 1}
+    loaded = read_rule_verdicts(SourceSection(path=str(tmp_path / "out.jsonl")))
+    assert [(one.rule, one.violated) for one in loaded.rows] == [("Do not give medical advice.", True)]
+    assert loaded.dropped == {"unsure": 1}
 
 
 # --- ratings ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """All formats that judgements leave in, by name."""
 
 from prefloop.interfaces import InputError
-from prefloop.labels.formats import argilla, hh, labelstudio, raw, trl, ultrafeedback
+from prefloop.labels.formats import argilla, hh, labelstudio, raw, rules, trl, ultrafeedback
 from prefloop.labels.formats.shapes import Format
 
 SIDES = ("prompt", "chosen", "rejected")
@@ -42,6 +42,13 @@ FORMATS = {
         Format("soft-pref", "pairs with the share of the votes", trl.soft_pref, trl.soft_columns, SIDES),
         Format("hh-rlhf", "pairs of transcripts", hh.hh_rlhf, hh.hh_columns, ("chosen", "rejected")),
         Format("hh-redteam", "attacks and how they went", hh.hh_redteam, hh.redteam_columns, ("transcript",)),
+        Format(
+            "rule-verdicts",
+            "dialogues, rules and levels, for rule models",
+            rules.rule_verdicts,
+            rules.verdict_columns,
+            ("messages", "rule"),
+        ),
         Format("ultrafeedback", "completions with ratings", ultrafeedback.ultrafeedback, None),
         Format(
             "ultrafeedback-binarized",
