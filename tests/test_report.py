@@ -432,6 +432,23 @@ def test_an_unfinished_run_shows_what_there_is_and_names_what_is_missing(tmp_pat
     assert "This run is not finished." in Page(write_report(planted.workspace, "demo")).texts
 
 
+def test_scores_of_reinforcement_are_split_by_where_prompts_came_from(tmp_path):
+    """Ten batches; the first fifth has 3 probes with score 1 and then 1 with 5, so (3 + 5) / 4 = 2."""
+    planted = Planted(tmp_path)
+    planted.evaluate(None, [1.0])
+    batches = [(3, 1.0), (1, 5.0), *[(2, 0.0)] * 7, (2, 4.0)]
+    rows = [
+        {"step": step, "train/loss": 0.5, "rl/source/probes/prompts": number, "rl/source/probes/score": score}
+        | {"rl/source/probes/score/rules": 9.0}
+        for step, (number, score) in enumerate(batches, 1)
+    ]
+    planted.add("policy", 0, files={"logs/metrics.jsonl": rows})
+    report = collect(planted.workspace, "demo")
+    (found,) = (source for one in report.training for source in one.sources)
+    assert (found.source, found.prompts, found.first, found.last) == ("probes", 3 + 1 + 16, 2.0, 2.0)
+    assert "probes" in Page(write_report(planted.workspace, "demo")).texts
+
+
 def test_figures_that_are_not_numbers_are_left_out(tmp_path):
     planted = Planted(tmp_path)
     planted.evaluate(None, [1.0], score=between(float("nan"), 0, 1), kl=float("inf"), distinct_2=None)

@@ -26,6 +26,7 @@ from prefloop.report.types import (
     RewardModel,
     RowCount,
     Sample,
+    SourceScores,
     StageRow,
     Timing,
     Training,
@@ -52,6 +53,8 @@ CURVE_POINTS = 120
 
 ESTIMATES = tuple(field for field in dataclasses.fields(Policy) if field.type == Estimate | None)
 TRAINING_KINDS = ("base", "sft", "reward", "policy")
+SOURCE, ASKED = "rl/source/", "/prompts"
+"""Around the name of a source, in the metric that says how many of its prompts a batch has."""
 Place = tuple[str, int | None]
 """Arm and iteration."""
 
@@ -229,11 +232,12 @@ def read_training(workspace: Workspace, stage: StageRow) -> Training:
     folder = workspace.artefacts / f"{stage.kind}-{stage.key}"
     if stage.status == "started":
         folder = folder.with_name(folder.name + ".partial")
-    points = list(_curve(folder / LOGS / "metrics.jsonl"))
+    rows = list(_metrics(folder / LOGS / "metrics.jsonl"))
+    points = list(_curve(rows))
     return Training(
         arm=stage.arm,
         iteration=stage.iteration,
-        kind=stage.kind,
+        kind="rules" if stage.role == "rules" else stage.kind,  # its loss is another than the reward model's
         key=stage.key,
         status=stage.status,
         shared=stage.shared,
@@ -243,17 +247,40 @@ def read_training(workspace: Workspace, stage: StageRow) -> Training:
         loss_first=as_number(stage.stats.get("loss_first")),
         loss_last=as_number(stage.stats.get("loss_last")),
         points=tuple(_thinned(points)),
+        sources=tuple(_by_source(rows, place_name(stage.arm, stage.iteration))),
     )
 
 
-def _curve(path: Path) -> Iterator[TrainingPoint]:
+def _metrics(path: Path) -> Iterator[Mapping[str, Any]]:
     if not path.is_file():
         return
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            row = json.loads(line)
+            yield json.loads(line)
         except json.JSONDecodeError:  # the last line of a stage that is running or was killed
             return
+
+
+def _by_source(rows: Sequence[Mapping[str, Any]], policy: str) -> Iterator[SourceScores]:
+    """Scores of reinforcement by where prompts came from, at the beginning and at the end."""
+    batches = [row for row in rows if any(name.startswith(SOURCE) for name in row)]
+    part = -(-len(batches) // 5)
+    names = sorted(
+        {name for row in batches for name in row if name.startswith(SOURCE) and name.endswith(ASKED)}
+    )
+    for name in names:
+        score = name.removesuffix(ASKED) + "/score"
+        asked = [(as_number(row.get(name)) or 0, as_number(row.get(score)) or 0.0) for row in batches]
+        first, last = (
+            sum(number * value for number, value in some) / (sum(number for number, _ in some) or 1)
+            for some in (asked[:part], asked[-part:])
+        )
+        source = name.removeprefix(SOURCE).removesuffix(ASKED)
+        yield SourceScores(policy, source, int(sum(number for number, _ in asked)), first, last)
+
+
+def _curve(rows: Sequence[Mapping[str, Any]]) -> Iterator[TrainingPoint]:
+    for row in rows:
         if "train/loss" in row:
             names = ("loss", "accuracy", "margin", "chosen_logps", "rejected_logps")
             trained = (as_number(row.get(f"train/{name}")) for name in names)
@@ -273,14 +300,15 @@ def reward_models_of(stages: Sequence[StageRow]) -> tuple[RewardModel, ...]:
     found = []
     for stage in each_once(stages):
         if stage.kind == "reward" and stage.status == "done":
-            validation = stage.stats.get("validation") or {}
+            place = place_name(stage.arm, stage.iteration)
+            validation = stage.stats.get("validation") or stage.stats.get("held_out") or {}
             found.append(
                 RewardModel(
-                    name=place_name(stage.arm, stage.iteration),
+                    name=f"{place}, rules" if "rules" in stage.stats else place,
                     key=stage.key,
                     accuracy=as_estimate(validation.get("accuracy")),
                     length_baseline=as_estimate(validation.get("length_baseline")),
-                    num_pairs=int(validation.get("num_pairs") or 0),
+                    num_pairs=int(validation.get("num_pairs") or validation.get("num_verdicts") or 0),
                     ties=int(validation.get("ties") or 0),
                     trained_on=int(stage.stats.get("num_rows") or 0),
                     loss_last=as_number(stage.stats.get("loss_last")),

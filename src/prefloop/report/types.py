@@ -112,6 +112,19 @@ class TrainingPoint:
 
 
 @dataclass(frozen=True)
+class SourceScores:
+    """What was said to prompts of one source while the policy learned from it."""
+
+    policy: str
+    source: str
+    prompts: int
+    first: float
+    """Mean score in the first fifth of the batches, weighted by prompts."""
+    last: float
+    """The same in the last fifth."""
+
+
+@dataclass(frozen=True)
 class Training:
     """One training stage and its curve."""
 
@@ -127,6 +140,8 @@ class Training:
     loss_first: float | None
     loss_last: float | None
     points: tuple[TrainingPoint, ...]
+    sources: tuple[SourceScores, ...] = ()
+    """Where prompts of reinforcement came from, if from several places."""
 
 
 @dataclass(frozen=True)
