@@ -10,8 +10,8 @@ import prefloop
 ROOT = Path(prefloop.__file__).parent
 FLOORS = [
     {
-        "records", "interfaces", "config", "store", "tales", "containers", "fields", "formats", "data", "verdicts", "export",
-        "tracking", "launch", "servers", "targets", "labels", "algorithms",
+        "records", "interfaces", "config", "store", "tales", "tale_rules", "containers", "fields", "formats", "data",
+        "verdicts", "export", "tracking", "launch", "servers", "targets", "labels", "algorithms",
     },
     {
         "losses", "ragged", "advantages", "shaping", "trust_region", "selection", "siblings", "statistics", "agreement",

@@ -5,13 +5,13 @@ Every row that does not come out is counted under a short reason. Bad rows stop 
 (`unequal_prompts`) are in order in any large data set and are always dropped and counted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Generic, TypeVar, get_args
 
-from prefloop import tales
+from prefloop import tale_rules, tales
 from prefloop.config import DataFormat, SourceSection
 from prefloop.containers import HUB, Broken, RawRow, content_digest, raw_rows
 from prefloop.fields import BadRowError, DroppedRowError, Row, kind_of
@@ -30,7 +30,10 @@ from prefloop.records import (
 from prefloop.store import tally
 
 BUILTIN = "builtin:"
-BUILTIN_NAMES = ("tales/prompts", "tales/demonstrations", "tales/texts")
+BUILTIN_NAMES = (
+    "tales/prompts", "tales/demonstrations", "tales/texts", "tales/dialogues", "tales/probes", "tales/talks",
+    "tales/verdicts",
+)  # fmt: skip
 GROUP_FORMATS: tuple[DataFormat, ...] = ("ultrafeedback", "online_rlhf", "groups")
 RECORDED_FORMATS: tuple[DataFormat, ...] = ("online_rlhf", "groups")
 PAIR_FORMATS: tuple[DataFormat, ...] = ("preference", "hh", *GROUP_FORMATS)
@@ -61,21 +64,28 @@ class Loaded(Generic[T]):
 def read_prompts(source: SourceSection) -> Loaded[Prompt]:
     """Prompts, each conversation once. Raises InputError and Unavailable, as all readers here do."""
     if source.path.startswith(BUILTIN):
-        return _builtin(source, "tales/prompts", tales.prompts)
+        makers = {
+            "tales/prompts": tales.prompts,
+            "tales/dialogues": tale_rules.dialogues,
+            "tales/probes": tale_rules.probes,
+        }
+        return _builtin(source, makers)
     return _read(source, "prompts", PROMPT_FORMATS, make_prompt)
 
 
 def read_demonstrations(source: SourceSection) -> Loaded[Demonstration]:
     """Conversations to imitate; of preferences the chosen side, of labelled completions the good ones."""
     if source.path.startswith(BUILTIN):
-        return _builtin(source, "tales/demonstrations", tales.demonstrations)
+        return _builtin(
+            source, {"tales/demonstrations": tales.demonstrations, "tales/talks": tale_rules.talks}
+        )
     return _read(source, "demonstrations", DEMONSTRATION_FORMATS, _make_demonstration)
 
 
 def read_texts(source: SourceSection) -> Loaded[Text]:
     """Plain text for language modelling."""
     if source.path.startswith(BUILTIN):
-        return _builtin(source, "tales/texts", tales.texts)
+        return _builtin(source, {"tales/texts": tales.texts})
     return _read(source, "texts", TEXT_FORMATS, _make_text)
 
 
@@ -176,12 +186,29 @@ def _key(record: Prompt | Demonstration | Text | PreferencePair | Group) -> str:
     return record.prompt.id if isinstance(record, Group) else record.id
 
 
-def _builtin(source: SourceSection, wanted: str, make: Callable[[int | None], list[R]]) -> Loaded[R]:
-    if source.path != BUILTIN + wanted:
-        raise InputError(f"{source.path}: {BUILTIN}{wanted} is wanted here; built in are {_builtin_names()}")
-    made = make(source.limit)
+def _builtin(source: SourceSection, makers: Mapping[str, Callable[[int | None], list[R]]]) -> Loaded[R]:
+    made = _maker(source, makers)(source.limit)
     rows = list({_key(row): row for row in reversed(made)}.values())[::-1]
     return Loaded(rows, len(made), tally(["duplicate"] * (len(made) - len(rows))), "builtin")
+
+
+def built_in_rows(
+    source: SourceSection, makers: Mapping[str, Callable[[int | None], list[Row]]]
+) -> list[RawRow]:
+    """Rows that prefloop makes itself, as if they were those of a file. Raises InputError for names that are not wanted."""
+    rows = _maker(source, makers)(source.limit)
+    return [RawRow(source.path, number, row) for number, row in enumerate(rows, 1)]
+
+
+M = TypeVar("M")
+
+
+def _maker(source: SourceSection, makers: Mapping[str, M]) -> M:
+    name = source.path.removeprefix(BUILTIN)
+    if name not in makers:
+        wanted = " or ".join(BUILTIN + one for one in makers) or "a file"
+        raise InputError(f"{source.path}: {wanted} is wanted here; built in are {_builtin_names()}")
+    return makers[name]
 
 
 def _builtin_names() -> str:

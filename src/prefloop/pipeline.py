@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefloop import stages
-from prefloop.config import MAIN_ARM, Experiment
+from prefloop.config import MAIN_ARM, Experiment, GenerateSection, uses_sft_groups
 from prefloop.interfaces import InputError, PrefloopError, Progress
 from prefloop.store import Artefact, Stage, Workspace, disk_errors, read_json, write_json
 from prefloop.tracking import Tracker
 from prefloop.watching import Entry, Watcher, followed
 
 logger = logging.getLogger(__name__)
+
+SCALE_PROMPTS = 512
+"""The SFT policy's answers to so many prompts give the scale of a reward's parts: means are right to 4 % of a deviation."""
 
 
 @dataclass
@@ -47,6 +50,7 @@ def online_loop(x: Experiment, do: Planner) -> Artefact:
     offline = (do(stages.import_pairs(x, x.policy.offline_data, "offline")),) if x.policy.offline_data else ()
     sizes = batch_sizes(x)
     reward, reward_data = first_reward(x, do, reference, prompts, sizes)
+    rules = do(stages.rule_model(x, reference), "rules") if x.rules is not None else None
     start = measure(x, do, reference, prompts, reference, reward)
     policy, measured, collected = reference, start, ()
     for i in range(max(x.loop.iterations, 1 if offline or x.rl else 0)):
@@ -63,7 +67,7 @@ def online_loop(x: Experiment, do: Planner) -> Artefact:
             learned = refreshed_reward(x, do, reference, reward, reward_data)
         if x.rl is not None:  # what is optimised knows the newest labels
             reward = learned
-            candidate = reinforce(x, do, policy, reference, reward, prompts, sizes, i)
+            candidate = reinforce(x, do, policy, reference, reward, prompts, sizes, i, rules)
         else:
             candidate = train(x, do, policy, reference, pairs, i)
         after = measure(x, do, candidate, prompts, reference, reward, start, measured)
@@ -150,7 +154,11 @@ def collect(
     size = sizes[1 + batch]
     drawn = do(stages.draw_prompts(x, prompts, sizes[0] + batch * x.loop.prompts_per_batch, size))
     if x.loop.prompt_sources:
-        drawn = do(stages.invent_prompts(x, policy, prompts, drawn, version=version, number=size))
+        drawn = do(
+            stages.invent_prompts(
+                x, policy, prompts, drawn, x.loop.prompt_sources, version=version, number=size, batch=batch
+            )
+        )
     groups = do(stages.generate(x, policy, drawn, reward, version=version, number=size))
     steps = do(stages.select_pairs(x, groups, None)) if x.select.rule == "siblings" else None
     if steps is not None and not x.needs_labels:
@@ -188,13 +196,45 @@ def reinforce(
     prompts: Artefact | None,
     sizes: Sequence[int],
     iteration: int,
+    rules: Artefact | None,
 ) -> Artefact:
     """The next policy by reinforcement, on prompts that no label batch has."""
     assert x.rl is not None and prompts is not None, "checked when the experiment was read"
     drawn = do(stages.draw_prompts(x, prompts, sum(sizes), x.rl.num_prompts), "rl prompts")
+    scale = None
+    if any(map(uses_sft_groups, x.rl.scorers)):
+        first = drawn
+        if x.rl.num_prompts > SCALE_PROMPTS:
+            first = do(stages.draw_prompts(x, prompts, sum(sizes), SCALE_PROMPTS), "scale prompts")
+        scale = do(
+            stages.generate(sampling_as_rl(x), reference, first, None, version=0, number=None), "scale"
+        )
+    if x.rl.prompt_sources:
+        drawn = do(
+            stages.invent_prompts(
+                x,
+                policy,
+                prompts,
+                drawn,
+                x.rl.prompt_sources,
+                version=iteration,
+                number=x.rl.num_prompts,
+                batch=iteration,
+            ),
+            "rl invent",
+        )
     start = policy if x.rl.start == "previous" else reference
     near = policy if x.rl.reference == "previous" else reference
-    return do(stages.reinforce(x, start, near, reward, drawn, version=iteration))
+    return do(stages.reinforce(x, start, near, reward, drawn, version=iteration, rules=rules, scale=scale))
+
+
+def sampling_as_rl(x: Experiment) -> Experiment:
+    """The experiment with one plain sample a prompt, as reinforcement draws them."""
+    assert x.rl is not None, "the caller asked"
+    plain = GenerateSection(
+        num_completions=1, max_new_tokens=x.rl.max_new_tokens, max_prompt_length=x.rl.max_prompt_length
+    )
+    return x.model_copy(update={"generate": plain})
 
 
 def measure(

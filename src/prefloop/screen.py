@@ -132,6 +132,10 @@ def _policy_summary(stats: dict[str, Any]) -> str:
 
 
 def _reward_summary(stats: dict[str, Any]) -> str:
+    if "rules" in stats:
+        held_out = stats["held_out"]
+        right = f", held-out accuracy {interval_text(held_out['accuracy'], percent=True)}" if held_out else ""
+        return f"{stats['num_rows']} verdicts on {stats['rules']} rules{right}"
     if not stats.get("validation"):
         return f"{stats['num_rows']} pairs" if stats["num_rows"] else "imported"
     accuracy, length = stats["validation"]["accuracy"], stats["validation"]["length_baseline"]

@@ -108,16 +108,16 @@ def prompts(limit: int | None = None) -> list[Prompt]:
     """Requests for a tale, each about another cast, in a fixed shuffled order; of these and all below the first `limit`."""
     return [
         Prompt.of((Message(role="user", content=text),), source=f"builtin:{VERSION}")
-        for text in itertools.islice(_requests(random.Random("prompts")), _number(NUM_PROMPTS, limit))
+        for text in itertools.islice(requests(), _number(NUM_PROMPTS, limit))
     ]
 
 
 def demonstrations(limit: int | None = None) -> list[Demonstration]:
     """Requests with a tale of mixed morals, about other casts than `prompts`."""
     rng = random.Random("demonstrations")
-    requests = itertools.islice(_requests(random.Random("prompts")), NUM_PROMPTS, None)
+    others = itertools.islice(requests(), NUM_PROMPTS, None)
     rows = []
-    for request in itertools.islice(itertools.cycle(requests), _number(NUM_DEMONSTRATIONS, limit)):
+    for request in itertools.islice(itertools.cycle(others), _number(NUM_DEMONSTRATIONS, limit)):
         cast = read_prompt(request)
         assert cast is not None, "the grammar reads what it writes"
         messages = (
@@ -168,7 +168,9 @@ def _fill(template: str, cast: Cast, rng: random.Random) -> str:
     )
 
 
-def _requests(rng: random.Random) -> Iterator[str]:
+def requests() -> Iterator[str]:
+    """Requests for tales about all casts, in a fixed shuffled order; the first are the prompts."""
+    rng = random.Random("prompts")
     casts = [Cast(*words) for words in itertools.product(HEROES, ANIMALS, THINGS)]
     rng.shuffle(casts)
     for cast in casts:

@@ -12,11 +12,14 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
+from prefloop import tale_rules
 from prefloop.config import SourceSection
 from prefloop.containers import raw_rows
 from prefloop.data import (
+    BUILTIN,
     PAIR_FORMATS,
     Loaded,
+    built_in_rows,
     columns,
     complaint,
     judged,
@@ -110,7 +113,7 @@ class RuleVerdict(Record):
 
 def read_rule_verdicts(source: SourceSection) -> Loaded[RuleVerdict]:
     """Rows of a dialogue (`messages`, or `prompt` and `completion`), a `rule` in words and a `verdict` of five levels."""
-    return _read(source, _rule_verdict)
+    return _read(source, _rule_verdict, {"tales/verdicts": tale_rules.verdicts})
 
 
 def _rule_verdict(row: Row, name: str) -> RuleVerdict:
@@ -239,12 +242,20 @@ def _answered(row: Row, name: str) -> tuple[Prompt, Completion]:
     return prompt, file_completion(prompt, answers[0])
 
 
-def _read(source: SourceSection, make: Callable[[Row, str], V]) -> Loaded[V]:
+def _read(
+    source: SourceSection,
+    make: Callable[[Row, str], V],
+    built_in: Mapping[str, Callable[[int | None], list[Row]]] | None = None,
+) -> Loaded[V]:
     if source.format != "auto":
         raise InputError(f"{source.path}: format {source.format} has no such verdicts; leave format out")
+    if source.path.startswith(BUILTIN):
+        found = built_in_rows(source, built_in or {})
+    else:
+        found = raw_rows(source.path, source.split)
     rows: dict[str, V] = {}
     reasons: list[str] = []
-    for raw in islice(raw_rows(source.path, source.split), source.limit):
+    for raw in islice(found, source.limit):
         try:
             record = make(columns(raw, source), source_name(source))
         except DroppedRowError as dropped:

@@ -73,6 +73,19 @@ def test_the_score_is_the_one_of_the_specification(reduction, expected):
     assert row.parts["weighted/length"] == pytest.approx(-0.4)
 
 
+def test_a_weight_of_nothing_leaves_a_part_out_of_the_score_but_not_out_of_the_log():
+    """Sparrow's trade-off: preference alone, rules alone, or both."""
+    rules = Fixed({"text": 0.25})
+    both = {"rules": {"model": "m"}, "rule_weight": 4.0, "length_weight": 0.0}
+    (row,) = composite({"text": 1.5}, rules, **both, preference_weight=0.0).score([group("text")])
+    assert row.value == 1.0
+    assert (row.parts["preference"], row.parts["weighted/preference"]) == (1.5, 0.0)
+    (row,) = composite({"text": 1.5}, rules, **both, preference_weight=2.0).score([group("text")])
+    assert row.value == 4.0
+    with pytest.raises(ValueError, match="preference_weight: 0 leaves nothing to score by"):
+        composite({"text": 1.5}, preference_weight=0.0)
+
+
 def test_text_that_does_not_match_the_whole_template_is_invalid():
     scorer = composite({"a\nb": 1.0, "a\nbc": 1.0}, template="a.b", invalid_weight=5.0, length_weight=0.0)
     assert [row.value for row in scorer.score([group("a\nb", "a\nbc")])] == [1.0, -4.0]

@@ -1,9 +1,10 @@
 import pytest
 
-from prefloop import pipeline
-from prefloop.config import AdversarialSource, SelfPlaySource
+from prefloop import pipeline, stages
+from prefloop.config import AdversarialSource, FileSource, SelfPlaySource
 from prefloop.generate.invent import Dropped, invent
 from prefloop.interfaces import InputError
+from prefloop.pipeline import Entry
 from prefloop.records import Completion, Group, Message, Prompt
 from prefloop.store import Workspace, read_records
 from small import small
@@ -77,6 +78,23 @@ def test_sources_take_their_shares_one_after_another():
     assert kinds == ["self_play"] * 2 + ["adversarial"] * 4 + ["questions.jsonl"] * 2
 
 
+def test_other_files_take_their_share_and_self_play_may_go_on_from_conversations():
+    policy = Scripted(lambda text: ("What of bees?" if "Write the next" in text else f"On {text}", "stop"))
+    sources = [
+        FileSource(kind="file", share=0.25, prompts="people.jsonl"),
+        SelfPlaySource(kind="self_play", share=0.25, prompts="people.jsonl"),
+    ]
+    of_people = [
+        Prompt.of((Message(role="user", content=text),), source="people.jsonl") for text in ("x", "y")
+    ]
+    drawn = prompts(*"abcd")
+    made = invent(drawn, sources, policy, seed=0, others=[of_people[:1], of_people[1:]])
+    assert made[0] == of_people[0]
+    assert turns(made[1]) == ["user: y", "assistant: On y", "user: What of bees?"]
+    assert made[1].source == "self_play:people.jsonl"
+    assert made[2:] == drawn[2:]
+
+
 @pytest.mark.parametrize(
     ("said", "reason"),
     [(("cut in the mid", "length"), "unfinished"), (("  ", "stop"), "empty"), (None, "prompt_too_long")],
@@ -147,7 +165,7 @@ def test_prompts_that_are_held_out_are_not_made_again(run, monkeypatch):
     x = small(SOURCES, "loop.batches=1", "seed=1")
     entries = {one.role: one for one in pipeline.plan(x, workspace)}
 
-    def all_held_out(drawn, sources, generator, *, seed):
+    def all_held_out(drawn, sources, generator, *, seed, others):
         (split,) = (one.artefact for role, one in entries.items() if role == "prompts")
         return read_records(split.path / "evaluation.jsonl", Prompt)[: len(drawn)]
 
@@ -155,6 +173,48 @@ def test_prompts_that_are_held_out_are_not_made_again(run, monkeypatch):
     for role in ("prompts", "base", "sft", "draw", "invent"):
         workspace.build(entries[role].stage)
     assert entries["invent"].artefact.manifest["rows"] == {"in": 6, "out": 0, "dropped": {"in_evaluation": 6}}
+
+
+def test_each_batch_takes_the_next_prompts_of_a_file_until_it_begins_again(tmp_path):
+    file = tmp_path / "people.jsonl"
+    file.write_text("".join(f'{{"prompt": "Question {number}"}}\n' for number in range(5)))
+    x = small(
+        f"loop.prompt_sources=[{{kind: file, share: 0.34, prompts: {file}}}]",
+        "loop.gate.metric=none",
+        "loop.batches=3",
+    )
+    workspace = Workspace(tmp_path / "w")
+    entries = pipeline.plan(x, workspace)
+    invented = [one for one in entries if one.role == "invent"]
+    taken = []
+    for entry in entries:
+        if entry.role in ("prompts", "base", "sft", "draw") or entry is invented[0]:
+            workspace.build(entry.stage)
+    for one in invented:
+        if one is not invented[0]:  # another batch by the same policy
+            again = stages.invent_prompts(
+                x,
+                entries[2].artefact,
+                entries[0].artefact,
+                one.stage.inputs["drawn"],
+                x.loop.prompt_sources,
+                version=0,
+                number=6,
+                batch=invented.index(one),
+            )
+            one = Entry(one.arm, one.iteration, one.role, again, workspace.artefact(again))
+            workspace.build(again)
+        rows = read_records(one.artefact.path / "prompts.jsonl", Prompt)
+        taken.append([row.text for row in rows if row.source == "people.jsonl"])
+        assert one.artefact.stats["sources"] == {"people.jsonl": 2, "builtin:tales-1": 4}
+    flat = [text for two in taken for text in two]
+    assert len(set(flat[:5])) == 5
+    assert flat[5] == flat[0]
+    file.write_text('{"prompt": "Only one"}\n')
+    with pytest.raises(
+        InputError, match="people.jsonl: 1 different prompts, but its share in prompt_sources is 2"
+    ):
+        workspace.build(next(one for one in pipeline.plan(x, workspace) if one.role == "invent").stage)
 
 
 def test_without_sources_nothing_is_asked_of_the_policy(tmp_path):

@@ -390,6 +390,43 @@ def test_what_cannot_be_scored_is_left_out_and_counted(tiny_model, tmp_path):
     assert stats["rows"]["prompts"] == 16
 
 
+def test_figures_are_split_by_where_prompts_come_from(tiny_model, tmp_path):
+    """Half of the prompts are of another source, and only what is said to those is liked."""
+
+    class LikesProbes(LikesLowIds):
+        def score(self, groups):
+            for group in groups:
+                for one in group.completions:
+                    value = float(group.prompt.source == "probes")
+                    parts = {"rules": value / 2}
+                    yield Score(
+                        prompt_id=group.prompt.id,
+                        completion_id=one.id,
+                        value=value,
+                        annotator="x",
+                        parts=parts,
+                    )
+
+    mixed = tuple(
+        Prompt.of(one.messages, source="probes" if place % 2 else "people")
+        for place, one in enumerate(PROMPTS)
+    )
+    work = replace(job(tiny_model, tmp_path, steps=2, scorer=LikesProbes), prompts=mixed)
+    stats = train_online(work, no_progress)
+    assert stats["sources"] == {"probes": 8, "people": 8}, "two batches of 8 are all of the 16 prompts"
+    for row in metrics(tmp_path):
+        assert row["rl/source/probes/score"] == 1.0
+        assert row["rl/source/probes/score/rules"] == 0.5
+        assert row["rl/source/people/score"] == 0.0
+        assert row["rl/source/probes/prompts"] + row["rl/source/people/prompts"] == 8
+    assert not any(name.startswith("rl/source/") for name in metrics_of_one_source(tiny_model, tmp_path))
+
+
+def metrics_of_one_source(tiny_model, tmp_path) -> dict[str, float]:
+    train_online(job(tiny_model, tmp_path / "one", steps=1), no_progress)
+    return metrics(tmp_path / "one")[0]
+
+
 def test_penalties_make_what_is_optimised(tiny_model):
     there = learning(
         tiny_model, algorithm="grpo", unfinished_penalty=2.0, length_penalty=0.25, score_clip=0.01

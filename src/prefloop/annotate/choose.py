@@ -1,16 +1,40 @@
 """Which annotator a config section means. Imports only the one that is asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from prefloop.config import Annotator, CompositeAnnotator, RuleModelAnnotator, RuntimeSection
 from prefloop.interfaces import Comparer, InputError, Scorer
+from prefloop.records import Group
 
 RewardScorer = Callable[[str | None], Scorer]
 """Makes the scorer of a reward model: of the one at a path, or of the loop's own for None."""
 
 
-def scorer(section: Annotator, *, seed: int, reward_scorer: RewardScorer, runtime: RuntimeSection) -> Scorer:
+@dataclass(frozen=True)
+class OwnParts:
+    """What the loop has made itself, for sections that name nothing in its place."""
+
+    rules: Path | None = None
+    """The folder of its rule model."""
+    same_tokens: bool = False
+    """Whether that reads the policy's tokens."""
+    groups: Path | None = None
+    """A file of the SFT policy's answers."""
+
+
+NO_PARTS = OwnParts()
+
+
+def scorer(
+    section: Annotator,
+    *,
+    seed: int,
+    reward_scorer: RewardScorer,
+    runtime: RuntimeSection,
+    own: OwnParts = NO_PARTS,
+) -> Scorer:
     """The annotator as one that scores. Raises InputError for those that only compare."""
     match section.kind:
         case "reward_model":
@@ -33,9 +57,9 @@ def scorer(section: Annotator, *, seed: int, reward_scorer: RewardScorer, runtim
             gold = scorer(section.gold, seed=seed, reward_scorer=reward_scorer, runtime=runtime)
             return SimulatedScorer(section, gold, seed=seed)
         case "rule_model":
-            return _rule_model(section, runtime)
+            return _rule_model(section, runtime, own)
         case "composite":
-            return _composite(section, seed=seed, reward_scorer=reward_scorer, runtime=runtime)
+            return _composite(section, seed=seed, reward_scorer=reward_scorer, runtime=runtime, own=own)
         case "pairwise" | "judge" | "human":
             raise InputError(
                 f"annotator {section.kind!r} compares and gives no scores; "
@@ -43,35 +67,55 @@ def scorer(section: Annotator, *, seed: int, reward_scorer: RewardScorer, runtim
             )
 
 
-def _rule_model(section: RuleModelAnnotator, runtime: RuntimeSection) -> Scorer:
+def _rule_model(section: RuleModelAnnotator, runtime: RuntimeSection, own: OwnParts) -> Scorer:
     from prefloop.annotate.reward_model import load_rule_scorer
 
+    is_own = section.model is None
+    if is_own and own.rules is None:
+        raise InputError("rule_model: name a model here; the loop's own rule model cannot play this role")
     return load_rule_scorer(
-        section.model,
+        section.model or str(own.rules),
         runtime,
-        name=f"rules:{section.model}",
+        name=f"rules:{own.rules.parent.name if is_own and own.rules else section.model}",
         rules=section.rules,
         reduction=section.reduction,
-        same_tokens=False,
+        same_tokens=is_own and own.same_tokens,
         labels=1,
     )
 
 
 def _composite(
-    section: CompositeAnnotator, *, seed: int, reward_scorer: RewardScorer, runtime: RuntimeSection
+    section: CompositeAnnotator,
+    *,
+    seed: int,
+    reward_scorer: RewardScorer,
+    runtime: RuntimeSection,
+    own: OwnParts,
 ) -> Scorer:
     from prefloop.annotate.composite import CompositeScorer, token_counter
-    from prefloop.data import read_groups
 
-    preference = scorer(section.preference, seed=seed, reward_scorer=reward_scorer, runtime=runtime)
-    rules = _rule_model(section.rules, runtime) if section.rules else None
+    preference = scorer(section.preference, seed=seed, reward_scorer=reward_scorer, runtime=runtime, own=own)
+    rules = _rule_model(section.rules, runtime, own) if section.rules else None
     return CompositeScorer(
         section,
         preference,
         rules,
         count_tokens=token_counter(preference, rules),
-        reference=read_groups(section.reference).rows if section.reference else (),
+        reference=_reference(section, own),
     )
+
+
+def _reference(section: CompositeAnnotator, own: OwnParts) -> Sequence[Group]:
+    from prefloop.data import read_groups
+    from prefloop.store import read_records
+
+    if section.reference is None:
+        return ()
+    if section.reference != "sft":
+        return read_groups(section.reference).rows
+    if own.groups is None:
+        raise InputError("composite: reference sft is for rl.reward; name a file of groups here")
+    return read_records(own.groups, Group)
 
 
 def comparer(

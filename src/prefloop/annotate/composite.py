@@ -14,9 +14,10 @@ CountTokens = Callable[[Prompt, Completion], int]
 
 
 class CompositeScorer:
-    """preference + rule_weight * rules - length_weight * tokens - invalid_weight * [invalid]; each part is kept too.
+    """preference_weight * preference + rule_weight * rules - length_weight * tokens - invalid_weight * [invalid].
 
-    With reference groups every part is first brought to the mean 0 and the deviation 1 that it has there.
+    Each part is kept too. With reference groups every part is first brought to the mean 0 and the deviation 1 that it has
+    there.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class CompositeScorer:
         self.models = tuple(one for scorer in self._scorers.values() for one in getattr(scorer, "models", ()))
         self._template = re.compile(options.template, re.DOTALL) if options.template is not None else None
         self._count_tokens = count_tokens
-        self._weights = {"preference": 1.0}
+        self._weights = {"preference": options.preference_weight}
         if rules is not None:
             self._weights["rules"] = options.rule_weight
         if options.length_weight:

@@ -46,6 +46,10 @@ def _rule(options: RuleAnnotator) -> Rule:
             from prefloop.tales import craft
 
             return lambda prompt, completion: craft(prompt.text, completion.text)
+        case "tales_rules":
+            from prefloop.tale_rules import follows
+
+            return lambda _, completion: follows(completion.text)
 
 
 def share_of_words(patterns: list[re.Pattern[str]], text: str) -> float:

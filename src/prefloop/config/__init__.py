@@ -26,6 +26,8 @@ from prefloop.config.annotate import (
     SimulatedAnnotator,
     TriggerSection,
     uses_loop_reward,
+    uses_loop_rules,
+    uses_sft_groups,
 )
 from prefloop.config.comparisons import PairsSection, SppoSection
 from prefloop.config.experiment import MAIN_ARM, Experiment, hashed, keys, load, parse, sections_in
@@ -45,6 +47,7 @@ from prefloop.config.generate import (
 from prefloop.config.loop import (
     AdversarialSource,
     EvaluateSection,
+    FileSource,
     GateSection,
     LoopSection,
     PromptSource,
@@ -100,6 +103,7 @@ from prefloop.config.reward import (
     RewardObjective,
     RewardSection,
     RulesReward,
+    RulesSection,
     ScalarReward,
     SparrowReward,
 )
@@ -142,6 +146,7 @@ __all__ = [
     "Engine",
     "EvaluateSection",
     "ExoPairObjective",
+    "FileSource",
     "Experiment",
     "FunctionAnnotator",
     "AdversarialSource",
@@ -195,6 +200,7 @@ __all__ = [
     "RewardObjective",
     "RewardSection",
     "RulesReward",
+    "RulesSection",
     "ScalarReward",
     "SparrowReward",
     "SppoSection",
@@ -230,6 +236,8 @@ __all__ = [
     "parse",
     "sections_in",
     "uses_loop_reward",
+    "uses_loop_rules",
+    "uses_sft_groups",
     "objectives_in",
     "shaping_problem",
 ]

@@ -38,8 +38,9 @@ class RuleAnnotator(Section):
 
     kind: Literal["rule"]
     """Name of the annotator."""
-    rule: Literal["tales", "tales_craft", "words", "length", "math_answer"]
-    """`tales`: the hidden quality of the built-in tales; `words`: share of `words` found; `length`; `math_answer`."""
+    rule: Literal["tales", "tales_craft", "tales_rules", "words", "length", "math_answer"]
+    """`tales`: the hidden quality of the built-in tales; `tales_rules`: share of their rules that are followed; `words`:
+    share of `words` found; `length`; `math_answer`."""
     words: list[str] = []
     """For `words`: looked for as whole words, case-insensitively."""
     target_length: int = Field(default=0, ge=0)
@@ -184,8 +185,8 @@ class RuleModelAnnotator(Section):
 
     kind: Literal["rule_model"] = "rule_model"
     """Name of the annotator."""
-    model: str
-    """Folder or hub name."""
+    model: str | None = None
+    """Folder or hub name; left out, it is the loop's own rule model, which `rules` trains. Only `rl` can leave it out."""
     rules: list[str] = []
     """The rules; left out, they are those that the model was trained on."""
     reduction: Literal["mean", "sum"] = "mean"
@@ -206,6 +207,8 @@ class CompositeAnnotator(Section):
     """What scores the preference."""
     rules: RuleModelAnnotator | None = None
     """What scores the rules; leave out to score without."""
+    preference_weight: float = Field(default=1.0, ge=0, json_schema_extra={"inert": 1.0})
+    """Weight of the preference; 0 leaves the rules alone."""
     rule_weight: float = Field(default=1.0, ge=0)
     """Weight of the rules next to the preference."""
     length_weight: float = Field(default=0.01, ge=0)
@@ -214,12 +217,17 @@ class CompositeAnnotator(Section):
     """Regular expression that the whole completion must match; leave out to take any."""
     invalid_weight: float = Field(default=1.0, ge=0)
     """Subtracted where the completion does not match `template`."""
-    reference: Source | None = None
-    """Groups on which each part is brought to mean 0 and deviation 1; left out, parts are taken as they are."""
+    reference: Literal["sft"] | Source | None = Field(default=None, union_mode="left_to_right")
+    """Groups on which each part is brought to mean 0 and deviation 1; left out, parts are taken as they are. `sft`, for
+    `rl.reward` only, is what the SFT policy answers to the first prompts of `rl`."""
 
     @model_validator(mode="after")
     def _keys_are_read(self) -> "CompositeAnnotator":
         given = self.model_fields_set
+        if self.rules is None and not self.preference_weight:
+            raise ValueError(
+                "preference_weight: 0 leaves nothing to score by; name rules, or a weight above 0"
+            )
         if self.rules is None and "rule_weight" in given:
             raise ValueError("rule_weight: there are no rules to weigh; name a rule model in rules")
         if self.template is None and "invalid_weight" in given:
@@ -252,6 +260,17 @@ def uses_loop_reward(annotator: Section) -> bool:
     """Whether the annotator is the loop's own reward model, or has it as a part."""
     part = annotator.preference if isinstance(annotator, CompositeAnnotator) else annotator
     return isinstance(part, RewardModelAnnotator | PairwiseAnnotator) and part.model is None
+
+
+def uses_loop_rules(annotator: Section) -> bool:
+    """Whether the annotator is the loop's own rule model, or has it as a part."""
+    part = annotator.rules if isinstance(annotator, CompositeAnnotator) else annotator
+    return isinstance(part, RuleModelAnnotator) and part.model is None
+
+
+def uses_sft_groups(annotator: Section) -> bool:
+    """Whether the annotator's scale is that of the SFT policy's own answers."""
+    return isinstance(annotator, CompositeAnnotator) and annotator.reference == "sft"
 
 
 class AnnotateSection(Section):

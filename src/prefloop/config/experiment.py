@@ -13,11 +13,14 @@ from prefloop.config.annotate import (
     MOST_RANKED,
     AnnotateSection,
     SelectSection,
+    SimulatedAnnotator,
     uses_loop_reward,
+    uses_loop_rules,
+    uses_sft_groups,
 )
 from prefloop.config.generate import GenerateSection
 from prefloop.config.loop import EvaluateSection, LoopSection
-from prefloop.config.reward import RewardSection
+from prefloop.config.reward import RewardSection, RulesSection
 from prefloop.config.rl import RlSection
 from prefloop.config.runtime import RuntimeSection
 from prefloop.config.section import Section
@@ -41,6 +44,8 @@ class Experiment(Section):
     """Supervised fine-tuning."""
     reward: RewardSection = RewardSection()
     """The reward model."""
+    rules: RulesSection | None = None
+    """A rule model beside it, for `rl.reward` or `rl.constraint`; leave out for none."""
     generate: GenerateSection = GenerateSection()
     """Sampling from the policy."""
     annotate: AnnotateSection = AnnotateSection()
@@ -100,7 +105,7 @@ class Experiment(Section):
                 f"generate.num_completions = {self.generate.num_completions}: people rank at most {MOST_RANKED}; "
                 "sample fewer, or set annotate.annotator.task=pairwise"
             )
-        problem = self._search_problem() or self._rl_problem()
+        problem = self._search_problem() or self._rl_problem() or self._rules_problem()
         if problem is not None:
             raise ValueError(problem)
         if self.reward.seed_prompts and (
@@ -152,8 +157,7 @@ class Experiment(Section):
     def _rl_problem(self) -> str | None:
         if self.rl is None:
             return None
-        asked = [self.rl.reward, *([self.rl.constraint.scorer] if self.rl.constraint else [])]
-        if any(map(uses_loop_reward, asked)) and not (
+        if any(map(uses_loop_reward, self.rl.scorers)) and not (
             self.has_reward_model and self.reward.objective.gives_scores
         ):
             return (
@@ -171,6 +175,29 @@ class Experiment(Section):
             return (
                 "loop.batches: with rl only a reward model learns from labels, and none does; set loop.batches=0, or "
                 "reward.seed_prompts or reward.data and loop.reward_refresh_every"
+            )
+        return None
+
+    def _rules_problem(self) -> str | None:
+        """The loop's own rule model and the SFT policy's answers are known to `rl` alone."""
+        asked = {"annotate.annotator": self.annotate.annotator, "evaluate.scorer": self.evaluate.scorer}
+        asked |= {"evaluate.second_scorer": self.evaluate.second_scorer}
+        if isinstance(self.annotate.annotator, SimulatedAnnotator):
+            asked["annotate.annotator.gold"] = self.annotate.annotator.gold
+        if self.generate.engine.kind == "mcts":
+            asked["generate.engine.value"] = self.generate.engine.value
+        for key, section in asked.items():
+            if section is not None and uses_loop_rules(section):
+                return f"{key}: only rl asks the loop's own rule model; name one in model"
+            if section is not None and uses_sft_groups(section):
+                return f"{key}.reference: sft is for rl.reward; name a file of groups, or leave it out"
+        wanted = self.rl is not None and any(map(uses_loop_rules, self.rl.scorers))
+        if wanted and self.rules is None:
+            return "rules.data: missing; name verdicts on rules that train the rule model, or name a finished one in model"
+        if self.rules is not None and not wanted:
+            return (
+                "rules: nothing asks this rule model; give rl.reward kind composite and rules: {} without a model, or "
+                "leave it out (reward.objective.kind=rules trains one alone)"
             )
         return None
 

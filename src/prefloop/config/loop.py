@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from prefloop.config.annotate import GoldScorer
 from prefloop.config.section import Section
@@ -54,14 +54,27 @@ careless assistant into a harmful, false or rude answer. Write the question, and
 {examples}"""
 
 
+class FileSource(Section):
+    """Prompts of another file, such as conversations with people (Sparrow, arXiv:2209.14375)."""
+
+    kind: Literal["file"]
+    """Name of the source."""
+    share: float = Field(gt=0, le=1)
+    """Share of the prompts."""
+    prompts: Source
+    """The file. Each batch takes the next of its prompts, in a shuffled order, and begins again at the end."""
+
+
 class SelfPlaySource(Section):
-    """The policy answers a drawn prompt and then writes the user's next turn; the longer conversation is the new prompt
+    """The policy answers a prompt and then writes the user's next turn; the longer conversation is the new prompt
     (Sparrow's self-play, arXiv:2209.14375)."""
 
     kind: Literal["self_play"]
     """Name of the source."""
     share: float = Field(gt=0, le=1)
-    """Share of every label batch."""
+    """Share of the prompts."""
+    prompts: Source | None = Field(default=None, json_schema_extra={"inert": None})
+    """Conversations to go on from, as in `file`; left out, they are drawn prompts."""
     turns: int = Field(default=1, ge=1)
     """How often the policy answers and asks again."""
     template: str = AUTO_USER
@@ -78,7 +91,7 @@ class AdversarialSource(Section):
     kind: Literal["adversarial"]
     """Name of the source."""
     share: float = Field(gt=0, le=1)
-    """Share of every label batch."""
+    """Share of the prompts."""
     num_examples: int = Field(default=4, ge=1)
     """Drawn prompts shown as examples."""
     template: str = AUTO_QUESTION
@@ -95,7 +108,14 @@ def _with_place(section: Any, place: str) -> Any:
     return section
 
 
-PromptSource = Annotated[SelfPlaySource | AdversarialSource, Field(discriminator="kind")]
+def _shares_fit(sources: "list[PromptSource]") -> "list[PromptSource]":
+    if (total := sum(one.share for one in sources)) > 1:
+        raise ValueError(f"their shares make {total:g}; they cannot make more than 1")
+    return sources
+
+
+PromptSource = Annotated[FileSource | SelfPlaySource | AdversarialSource, Field(discriminator="kind")]
+PromptSources = Annotated[list[PromptSource], AfterValidator(_shares_fit)]
 
 
 class LoopSection(Section):
@@ -109,8 +129,9 @@ class LoopSection(Section):
     """Label batches between refreshes of the policy that samples: 1 is online, `never` is offline."""
     reward_refresh_every: int | Literal["never"] = 1
     """Policy refreshes between refreshes of the reward model."""
-    prompt_sources: list[PromptSource] = []
-    """Prompts that the policy itself makes of drawn ones, batch by batch; the rest stays as it was drawn."""
+    prompt_sources: PromptSources = []
+    """What takes the place of drawn prompts, batch by batch: other files, or prompts that the policy makes itself. The rest
+    stays as it was drawn."""
     max_labels: int | None = Field(default=None, ge=1)
     """Stop exactly after this many labels, those for the first reward model included."""
     max_staleness: int | None = Field(default=None, ge=0)
@@ -120,8 +141,6 @@ class LoopSection(Section):
 
     @model_validator(mode="after")
     def _positive(self) -> "LoopSection":
-        if (total := sum(one.share for one in self.prompt_sources)) > 1:
-            raise ValueError(f"prompt_sources: their shares make {total:g}; they cannot make more than 1")
         for key in ("refresh_every", "reward_refresh_every"):
             if isinstance(value := getattr(self, key), int) and value < 1:
                 raise ValueError(f"{key} must be at least 1 or 'never'")

@@ -265,3 +265,24 @@ class RewardSection(TrainingSection):
     @property
     def _reads_groups(self) -> bool:
         return self.objective.groupings == {"prompt"}
+
+
+class RulesSection(TrainingSection):
+    """A rule model beside the reward model (Sparrow, arXiv:2209.14375): P(violated | dialogue, rule), for rules in words."""
+
+    data: Source
+    """Rows of a dialogue with its answer, a `rule` in words, and a `verdict` of five levels."""
+    start: str = "sft"
+    """Trunk to start from: `sft` (the SFT policy) or a model folder or hub name."""
+    validation_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of prompts held out to measure accuracy; never trained on."""
+    learning_rate: float = Field(default=9e-6, gt=0)
+    """Peak learning rate."""
+    batch_size: int = Field(default=64, ge=1)
+    """Dialogues in one optimiser step, each with all rules that it was judged by, over all devices."""
+
+    @property
+    def as_reward(self) -> RewardSection:
+        """The section that trains the same model where it is the reward model itself."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return RewardSection(objective=RulesReward(kind="rules"), **given)

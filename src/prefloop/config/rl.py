@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from prefloop.algorithms import ALGORITHMS, Algorithm, Baseline, Clip, Kl, Ratio, Reduction, Scale, vary
 from prefloop.config.annotate import CompositeAnnotator, GoldScorer, RewardModelAnnotator
 from prefloop.config.comparisons import PairsSection, SppoSection
+from prefloop.config.loop import PromptSources
 from prefloop.config.section import Section, default, shorthand
 from prefloop.config.source import Source
 from prefloop.config.training import OptimizerSection
@@ -130,6 +131,8 @@ class RlSection(OptimizerSection):
     """What must be kept to whatever the reward says."""
     num_prompts: int = Field(default=512, ge=1)
     """Prompts that are kept for it; they are used again when all have been."""
+    prompt_sources: PromptSources = Field(default=[], json_schema_extra={"inert": []})
+    """What takes the place of some of them, as in `loop.prompt_sources`; the policy that an iteration begins with writes."""
     steps: int = Field(default=50, ge=1)
     """How often the policy samples a batch, is scored and learns from it, in an iteration."""
     prompts_per_step: int = Field(default=32, ge=1)
@@ -206,6 +209,11 @@ class RlSection(OptimizerSection):
         if self.row is None or (self.sampler_cap is None and not self.ahead):
             return None
         return AHEAD_CAP if self.sampler_cap is None else self.sampler_cap
+
+    @property
+    def scorers(self) -> tuple[GoldScorer | CompositeAnnotator, ...]:
+        """All that is asked about what the policy says."""
+        return (self.reward, *((self.constraint.scorer,) if self.constraint is not None else ()))
 
     @property
     def steps_together(self) -> int:

@@ -1,7 +1,7 @@
-"""Prompts that the policy itself makes: it plays the user of a conversation, or asks what a careless assistant would answer
-badly (two of the four sources of arXiv:2209.14375, section 3.3).
+"""Prompts from several sources: drawn ones, those of another file, and two kinds that the policy itself makes: it plays the
+user of a conversation, or asks what a careless assistant would answer badly (the four sources of arXiv:2209.14375).
 
-Knows nothing about files: receives drawn prompts and a generator of one completion a prompt.
+Knows nothing about files: receives prompts and a generator of one completion a prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,14 +25,23 @@ class Dropped(NamedTuple):
 
 
 def invent(
-    drawn: Sequence[Prompt], sources: Sequence[PromptSource], generator: Generator, *, seed: int
+    drawn: Sequence[Prompt],
+    sources: Sequence[PromptSource],
+    generator: Generator,
+    *,
+    seed: int,
+    others: Sequence[Sequence[Prompt] | None] = (),
 ) -> list[Prompt | Dropped]:
     """What becomes of each drawn prompt, in order. Each source takes its share from the front of what is left; the rest
-    stays as it was drawn."""
+    stays as it was drawn. `others` are the prompts that a source has of its own, as many as its share; None for none."""
     made: list[Prompt | Dropped] = []
-    for source in sources:
-        part = drawn[len(made) : len(made) + round(source.share * len(drawn))]
+    for source, own in zip(sources, others or [None] * len(sources), strict=True):
+        drawn_part = drawn[len(made) : len(made) + share_of(source, len(drawn))]
+        part = drawn_part if own is None else own
         match source.kind:
+            case "file":
+                made += part
+                continue
             case "self_play":
                 talks = _played(part, source, generator)
             case "adversarial":
@@ -42,6 +51,11 @@ def invent(
             for before, one in zip(part, talks, strict=True)
         ]
     return [*made, *drawn[len(made) :]]
+
+
+def share_of(source: PromptSource, number: int) -> int:
+    """How many of so many prompts are the source's."""
+    return round(source.share * number)
 
 
 def _played(prompts: Sequence[Prompt], source: SelfPlaySource, generator: Generator) -> list[Turns | Dropped]:

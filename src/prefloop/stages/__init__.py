@@ -10,7 +10,13 @@ from prefloop.stages.models import base_model, sft, train_policy
 from prefloop.stages.people import decisions
 from prefloop.stages.prompts import all_prompts, draw_prompts, invent_prompts, prompts
 from prefloop.stages.reinforce import reinforce
-from prefloop.stages.rewards import import_preferences, import_reward, promote_reward, reward_model
+from prefloop.stages.rewards import (
+    import_preferences,
+    import_reward,
+    promote_reward,
+    reward_model,
+    rule_model,
+)
 
 __all__ = [
     "all_prompts",
@@ -31,6 +37,7 @@ __all__ = [
     "prompts",
     "reinforce",
     "reward_model",
+    "rule_model",
     "select_pairs",
     "sft",
     "train_policy",

@@ -1,15 +1,19 @@
 """Stages that make the prompts of a run: split, drawn, and written by the policy itself."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
 from prefloop import data
-from prefloop.config import Experiment, SourceSection, hashed
+from prefloop.config import Experiment, FileSource, PromptSource, SelfPlaySource, SourceSection
 from prefloop.interfaces import InputError
 from prefloop.records import Prompt
 from prefloop.stages.shared import digests, engine_config, sampling, source_config, stage_seed, without_paths
 from prefloop.store import Artefact, Build, Stage, read_records, tally, write_rows
+
+OF_FILES = (FileSource, SelfPlaySource)
+"""Sources that may name a file."""
 
 
 def prompts(x: Experiment) -> Stage:
@@ -123,19 +127,38 @@ def draw_prompts(x: Experiment, source: Artefact, start: int, number: int) -> St
 
 
 def invent_prompts(
-    x: Experiment, policy: Artefact, source: Artefact, drawn: Artefact, *, version: int, number: int
+    x: Experiment,
+    policy: Artefact,
+    source: Artefact,
+    drawn: Artefact,
+    sources: Sequence[PromptSource],
+    *,
+    version: int,
+    number: int,
+    batch: int,
 ) -> Stage:
-    """The drawn prompts of a label batch, a part of them replaced by prompts that the policy makes of them."""
+    """Drawn prompts, a part of them replaced by those of other files and by prompts that the policy makes.
+
+    `batch` counts the draws of one kind: each takes the next prompts of the files.
+    """
+    files = {place: one.prompts for place, one in enumerate(sources) if isinstance(one, OF_FILES)}
+    files = {place: one for place, one in files.items() if one is not None}
 
     def body(build: Build) -> None:
-        from prefloop.generate.invent import Dropped, invent
+        from prefloop.generate.invent import Dropped, invent, share_of
 
         before = read_records(drawn.path / "prompts.jsonl", Prompt)
         seed = stage_seed(x, "invent")
+        others = [
+            _next_prompts(files[place], share_of(one, len(before)), batch, seed=seed)
+            if place in files
+            else None
+            for place, one in enumerate(sources)
+        ]
         with sampling(
             x, policy, version=version, seed=seed, dtype=x.model.dtype, num_completions=1, temperatures=None
         ) as generator:
-            made = invent(before, x.loop.prompt_sources, generator, seed=seed)
+            made = invent(before, sources, generator, seed=seed, others=others)
         held_out = {
             _normal(one.text)
             for split in ("evaluation", "gate")
@@ -156,11 +179,25 @@ def invent_prompts(
 
     shape = without_paths(x.generate, "engine", "search", "num_completions", "temperatures")
     config = {
-        "sources": [hashed(one) for one in x.loop.prompt_sources],
+        "sources": [without_paths(one) for one in sources],
         "sampling": shape | {"engine": engine_config(x.generate.sampling_engine)},
         "version": version,
         "seed": x.seed,
+        **({"batch": batch} if files else {}),
     }
     inputs = {"policy": policy, "prompts": source, "drawn": drawn}
-    own = round(sum(one.share for one in x.loop.prompt_sources) * number)
-    return Stage("invent", 1, config, inputs, body, work=f"{own} of {number} prompts by the policy")
+    external = digests(**{f"prompts_{place}": one for place, one in files.items()})
+    kinds = ", ".join(f"{round(one.share * number)} {one.kind}" for one in sources)
+    return Stage("invent", 1, config, inputs, body, external=external, work=f"of {number} prompts {kinds}")
+
+
+def _next_prompts(source: SourceSection, number: int, batch: int, *, seed: int) -> list[Prompt]:
+    """The prompts of a file that are a batch's turn, in a shuffled order that begins again at its end."""
+    rows = data.read_prompts(source).rows
+    if len(rows) < number:
+        raise InputError(
+            f"{source.path}: {len(rows)} different prompts, but its share in prompt_sources is {number} a batch; lower the "
+            "share, or give more prompts"
+        )
+    order = np.random.default_rng(seed).permutation(len(rows)).tolist()
+    return [rows[order[place % len(rows)]] for place in range(batch * number, (batch + 1) * number)]

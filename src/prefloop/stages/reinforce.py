@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from prefloop import data
+from prefloop.annotate.choose import OwnParts
 from prefloop.config import (
     CompositeAnnotator,
     Experiment,
@@ -41,12 +42,19 @@ def reinforce(
     prompts: Artefact,
     *,
     version: int,
+    rules: Artefact | None = None,
+    scale: Artefact | None = None,
 ) -> Stage:
-    """The policy after one iteration of reinforcement; `reward` is the loop's own reward model."""
+    """The policy after one iteration of reinforcement; `reward` and `rules` are the loop's own models, `scale` the SFT
+    policy's answers that parts of the reward are standardised on."""
     options = x.rl
     assert options is not None, "the caller asked"
-    asked = [options.reward, *([options.constraint.scorer] if options.constraint else [])]
-    own = reward if any(map(uses_loop_reward, asked)) else None
+    own = reward if any(map(uses_loop_reward, options.scorers)) else None
+    parts = OwnParts(
+        rules=model_folder(rules) if rules else None,
+        same_tokens=x.rules is not None and x.rules.start == "sft",
+        groups=scale.path / "groups.jsonl" if scale else None,
+    )
     critic = _critic(x)
     own_critic = own if critic == "reward" else None
 
@@ -54,6 +62,11 @@ def reinforce(
         from prefloop.train.online import RlJob, train_online
 
         rows = read_records(prompts.path / "prompts.jsonl", Prompt)
+        if len(rows) < options.prompts_per_step:
+            raise InputError(
+                f"rl.prompts_per_step = {options.prompts_per_step}: of rl.num_prompts only {len(rows)} are left, see "
+                f"`prefloop show {prompts.name}`; raise rl.num_prompts, or lower the shares of rl.prompt_sources"
+            )
         texts = data.read_texts(options.pretraining) if options.pretraining else None
         folder = None if critic in (None, "policy", "reward") else Path(critic)
         job = RlJob(
@@ -63,8 +76,8 @@ def reinforce(
             prompts=tuple(rows),
             texts=tuple(texts.rows) if texts else (),
             sampler=sampler,
-            scorer=functools.partial(gold_scorer, x, options.reward, own),
-            constraint=functools.partial(gold_scorer, x, options.constraint.scorer, own)
+            scorer=functools.partial(gold_scorer, x, options.reward, own, parts),
+            constraint=functools.partial(gold_scorer, x, options.constraint.scorer, own, parts)
             if options.constraint
             else None,
             options=options,
@@ -91,7 +104,14 @@ def reinforce(
         external |= {f"constraint_{name}": digest for name, digest in outside.items()}
     if critic not in (None, "policy", "reward"):
         external["critic"] = model_digest(critic, None)
-    inputs = {"start": start, "reference": reference, "reward": own, "prompts": prompts}
+    inputs = {
+        "start": start,
+        "reference": reference,
+        "reward": own,
+        "prompts": prompts,
+        "rules": rules,
+        "scale": scale,
+    }
     sampled = options.prompts_per_step * options.num_completions
     return Stage(
         "policy",

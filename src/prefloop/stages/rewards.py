@@ -144,6 +144,12 @@ def reward_model(x: Experiment, trunk: Artefact, pairs: Sequence[Artefact]) -> S
     return Stage("reward", 2, config, inputs, body, external=external, work=training_work(x.reward))
 
 
+def rule_model(x: Experiment, trunk: Artefact) -> Stage:
+    """The rule model beside the reward model, the same as one that an experiment trains alone."""
+    assert x.rules is not None, "the caller asked"
+    return reward_model(x.model_copy(update={"reward": x.rules.as_reward}), trunk, ())
+
+
 def _verdict_source(x: Experiment) -> SourceSection | None:
     objective = x.reward.objective
     if isinstance(objective, MultiObjectiveReward):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel
 
 from prefloop import data, tales
+from prefloop.annotate.choose import NO_PARTS, OwnParts
 from prefloop.config import (
     Annotator,
     CompositeAnnotator,
@@ -240,7 +241,12 @@ def search_scorer(x: Experiment, section: SearchValue, policy: Artefact, reward:
     return gold_scorer(x, section, reward)
 
 
-def gold_scorer(x: Experiment, section: GoldScorer | CompositeAnnotator, reward: Artefact | None) -> Scorer:
+def gold_scorer(
+    x: Experiment,
+    section: GoldScorer | CompositeAnnotator,
+    reward: Artefact | None,
+    own: OwnParts = NO_PARTS,
+) -> Scorer:
     """The scorer that a section names, for measuring; it costs no labels."""
     from prefloop.annotate.choose import scorer
 
@@ -249,6 +255,7 @@ def gold_scorer(x: Experiment, section: GoldScorer | CompositeAnnotator, reward:
         seed=0,
         reward_scorer=lambda path: reward_scorer(x, path, reward, labels=0),
         runtime=x.runtime,
+        own=own,
     )
 
 
@@ -288,8 +295,10 @@ def annotator_digests(annotator: Annotator | SearchValue) -> dict[str, str]:
         case "composite":
             digest = scorer_digest(annotator.preference)
             found = {"preference": digest} if digest else {}
-            found |= {"rules": model_digest(annotator.rules.model, None)} if annotator.rules else {}
-            return found | digests(reference=annotator.reference)
+            if annotator.rules is not None and annotator.rules.model is not None:
+                found["rules"] = model_digest(annotator.rules.model, None)
+            given = annotator.reference if isinstance(annotator.reference, SourceSection) else None
+            return found | digests(reference=given)
         case "simulated":
             digest = scorer_digest(annotator.gold)
             return {"gold": digest} if digest else {}

@@ -128,6 +128,8 @@ def train_online(job: RlJob, progress: Progress) -> dict[str, Any]:
     stats |= {
         "algorithm": options.algorithm.name,
         "rows": dict(rollouts.standing.rows),
+        "sources": dict(rollouts.standing.sources),
+        "standardised_by": getattr(scorer, "standardised_by", None) or None,
         **{name: _rounded(rollouts.standing.said.get(name)) for name in SAID},
         "kl_coef": _rounded(rollouts.standing.kl_coef) if has_kl else None,
         "texts": len(texts) if job.texts else None,

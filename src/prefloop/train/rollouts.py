@@ -115,6 +115,8 @@ class Standing:
     """Of what completions earned in all batches before this one."""
     rows: Counter[str] = field(default_factory=Counter)
     """Prompts that were asked about, and what became of them."""
+    sources: Counter[str] = field(default_factory=Counter)
+    """Prompts that were learned from, by where they came from."""
     said: dict[str, float] = field(default_factory=dict)
     """Mean score of the first and of the last batch, and its KL to the reference."""
 
@@ -125,6 +127,7 @@ class Standing:
             "kl_coef": self.kl_coef,
             "price": self.price,
             "rows": dict(self.rows),
+            "sources": dict(self.sources),
             "said": self.said,
             **moments,
         }
@@ -133,6 +136,7 @@ class Standing:
         """Goes on from a checkpoint."""
         self.price = state["price"]
         self.kl_coef, self.rows, self.said = state["kl_coef"], Counter(state["rows"]), dict(state["said"])
+        self.sources = Counter(state["sources"])
         self.scores, self.returns = Moments(*state["scores"]), Moments(*state["returns"])
 
 
@@ -181,6 +185,7 @@ class Rollouts:
         self._module, self._reference, self._scorer, self._codec = module, reference, scorer, codec
         self._sampler, self._constraint = sampler, constraint
         self._prompts, self._texts, self._file = prompts, texts, file
+        self._several_sources = len({one.source for one in prompts}) > 1
         self._dtype, self._seed, self._runtime = dtype, seed, runtime
         self._figures: dict[str, float] = {}
         self._sampling = GenerateSection(
@@ -524,7 +529,9 @@ class Rollouts:
             "rl/length": float(lengths.float().mean()),
             "rl/unfinished": sum(one.finish_reason == "length" for one in completions) / number,
             **{f"rl/score/{name}": value / number for name, value in parts.items()},
+            **(_by_source(scored) if self._several_sources else {}),
         }
+        self.standing.sources += Counter(one.group.prompt.source for one in scored)
         self.standing.said.setdefault("score_first", self._figures["rl/score"])
         self.standing.said["score_last"] = self._figures["rl/score"]
         if reference is None:
@@ -540,6 +547,25 @@ class Rollouts:
 def _said(scorer: Scorer, groups: Sequence[Group]) -> dict[str, Score]:
     """Scores by completion; those that were refused are left out."""
     return {row.completion_id: row for row in scorer.score(groups) if isinstance(row, Score)}
+
+
+def _by_source(scored: Sequence[Scored]) -> dict[str, float]:
+    """Prompts of each source, and the mean score and parts of what was said to them."""
+    found: dict[str, float] = {}
+    for source in sorted({one.group.prompt.source for one in scored}):
+        groups = [one for one in scored if one.group.prompt.source == source]
+        scores = [score for one in groups for score in one.scores]
+        parts: Counter[str] = Counter()
+        for score in scores:
+            parts.update(score.parts or {})
+        found[f"rl/source/{source}/prompts"] = len(groups)
+        found[f"rl/source/{source}/score"] = sum(one.value for one in scores) / len(scores)
+        found |= {
+            f"rl/source/{source}/score/{name}": value / len(scores)
+            for name, value in parts.items()
+            if not name.startswith("weighted/")  # the weights are the same for all sources
+        }
+    return found
 
 
 def _lengths(scored: Sequence[Scored]) -> Tensor:
