@@ -49,7 +49,7 @@ from prefloop.store import Artefact, Workspace, garbage, read_records, remove
 errors = Console(stderr=True, emoji=False)
 app = typer.Typer(
     help="Online iterative RLHF: SFT, reward model, generate, annotate, select, train, evaluate, and round again.",
-    epilog="Start with `prefloop quickstart`, or `prefloop init iterative-dpo > my.yaml` and `prefloop run my.yaml`.",
+    epilog="Start with `prefloop quickstart`, or `prefloop init online-rlhf > my.yaml` and `prefloop run my.yaml`.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -59,13 +59,14 @@ SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 """Between two looks at a label store."""
 PRESETS = (
     "quickstart",
-    "iterative-dpo",
+    "online-rlhf",
     "offline-dpo",
     "raft",
     "human",
     "instructgpt",
     "anthropic-hh",
     "grpo-gsm8k",
+    "sparrow",
 )
 
 ExperimentFile = Annotated[Path, typer.Argument(help="Experiment file (YAML); `prefloop init` writes one.")]
@@ -574,7 +575,7 @@ def chat(
             return
 
 
-@app.command(epilog="Example: `prefloop init iterative-dpo > my.yaml`")
+@app.command(epilog="Example: `prefloop init online-rlhf > my.yaml`")
 def init(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(PRESETS)}.")] = "quickstart",
 ) -> None:
