@@ -186,7 +186,8 @@ class Rollouts:
         self._sampler, self._constraint = sampler, constraint
         self._prompts, self._texts, self._file = prompts, texts, file
         self._several_sources = len({one.source for one in prompts}) > 1
-        self._dtype, self._seed, self._runtime = dtype, seed, runtime
+        self._dtype: Dtype = dtype
+        self._seed, self._runtime = seed, runtime
         self._figures: dict[str, float] = {}
         self._sampling = GenerateSection(
             num_completions=options.num_completions // (2 if options.asks_reference else 1),
