@@ -6,21 +6,19 @@ picked pairs is drawn by chance as well. No claim is made where the interval hol
 """
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from benchmarks.common import RESULTS
 from benchmarks.label.report import write
 from benchmarks.rows import Row, Spread
 from prefloop import config, pipeline
-from prefloop.cli import preset
-from prefloop.config import MAIN_ARM
+from prefloop.config import MAIN_ARM, preset
 from prefloop.pipeline import Watcher
+from prefloop.statistics import StudentInterval, student_interval
 from prefloop.store import Artefact, Workspace
 
 NAME = "label_active"
@@ -73,31 +71,30 @@ def _random_share(judgements: Artefact) -> float:
 def rows_of(scores: Sequence[Scores]) -> list[Row]:
     """The results file: both ways seed by seed, and their difference with its interval."""
     picked, chance = Spread.of([one.picked for one in scores]), Spread.of([one.chance for one in scores])
-    mean, half = interval([one.picked - one.chance for one in scores])
+    difference = _difference(scores)
     work = f"{len(scores)} seeds, {scores[0].labels} labels each way"
     return [
         Row(work, "hidden quality of the last policy", picked, "pairs by chance", chance),
         Row(
             work,
             f"mean difference ({CONFIDENCE:.0%} interval)",
-            Spread(mean, mean - half, mean + half),
+            Spread(difference.mean, difference.low, difference.high),
         ),
         Row(work, "random pairs among the picked, share", Spread.of([one.random_share for one in scores])),
     ]
 
 
-def interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of Student's interval."""
-    mean, spread = float(np.mean(differences)), float(np.std(differences, ddof=1))
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1))
-    return mean, quantile * spread / math.sqrt(len(differences))
+def _difference(scores: Sequence[Scores]) -> StudentInterval:
+    found = student_interval([one.picked - one.chance for one in scores], confidence=CONFIDENCE)
+    assert found is not None, "there are seeds"
+    return found
 
 
-def verdict(mean: float, half: float) -> str:
+def verdict(difference: StudentInterval) -> str:
     """What may be said."""
-    if abs(mean) <= half:
+    if difference.low <= 0 <= difference.high:
         return "no difference can be claimed"
-    return "picked pairs are better" if mean > 0 else "picked pairs are worse"
+    return "picked pairs are better" if difference.mean > 0 else "picked pairs are worse"
 
 
 def main() -> None:
@@ -120,8 +117,8 @@ def main() -> None:
             f"| {seed} | {one.picked:.3f} | {one.chance:.3f} | {one.picked - one.chance:+.3f} | {one.random_share:.2f} |",
             flush=True,
         )
-    mean, half = interval([one.picked - one.chance for one in scores])
-    print(f"\ndifference {mean:+.3f} ± {half:.3f} over {len(scores)} seeds: {verdict(mean, half)}")
+    found = _difference(scores)
+    print(f"\ndifference {found.mean:+.3f} ± {found.half:.3f} over {len(scores)} seeds: {verdict(found)}")
     write(NAME, rows_of(scores), repeats=given.seeds, beside=given.beside, folder=given.results)
 
 

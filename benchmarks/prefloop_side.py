@@ -272,6 +272,7 @@ def reinforce(case: Case, folders: Folders, runtime: RuntimeSection) -> Done:
         sampler=noted,
         scorer=functools.partial(_reward_model, folders, runtime) if case.scored_by_model else WordScorer,
         constraint=None,
+        gold=None,
         options=options,
         dtype=case.dtype,
         seed=SEED,

@@ -20,7 +20,7 @@ FLOORS = [
     {"attention", "decoding", "lean", "batches", "modeling", "forward", "reward", "trunks", "trust"},
     {"generate", "annotate", "train", "evaluate"},
     {"stages", "pipeline", "watching"},
-    {"cli", "labelling", "screen", "browse", "chat", "doctor", "tokens", "report", "card", "web", "scores"},
+    {"cli", "labelling", "screen", "browse", "chat", "doctor", "tokens", "report", "card", "web", "scores", "studies"},
 ]  # fmt: skip
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 PARTS = FLOORS[3]
@@ -44,6 +44,7 @@ STARTS_WITHOUT_TORCH = FLOORS[0] | {
     "report",
     "card",
     "web",
+    "studies",
 }
 
 

@@ -61,3 +61,9 @@ def test_the_text_is_the_same_every_time_and_a_limit_takes_the_first():
         whole = made()
         assert made(7) == whole[:7]
         assert made(1_000_000) == whole
+
+
+def test_held_out_texts_are_others_than_those_that_are_learned():
+    learned, held_out = ({one.text for one in rows} for rows in (tales.texts(), tales.held_out_texts()))
+    assert len(held_out) == tales.NUM_HELD_OUT_TEXTS
+    assert not learned & held_out

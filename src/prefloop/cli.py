@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -32,7 +31,7 @@ from typer.core import TyperGroup
 from typer.main import get_group
 
 from prefloop import __version__, config, pipeline, scores
-from prefloop.config import Experiment
+from prefloop.config import Experiment, preset
 from prefloop.interfaces import InputError, PrefloopError, Waiting
 from prefloop.interfaces import Progress as Report
 from prefloop.records import Group
@@ -45,6 +44,7 @@ from prefloop.screen import (
     table_of,
 )
 from prefloop.store import Artefact, Workspace, garbage, read_records, remove
+from prefloop.studies import command as study_command
 
 errors = Console(stderr=True, emoji=False)
 app = typer.Typer(
@@ -259,6 +259,9 @@ def warnings_of(x: Experiment) -> list[str]:
     if x.policy.reference == "previous":
         found.append("policy.reference: previous is mirror descent; it is less stable than the fixed start.")
     return found
+
+
+app.command(epilog=study_command.EPILOG)(study_command.study)
 
 
 # --- looking ---------------------------------------------------------------------------------------------------------
@@ -700,11 +703,6 @@ def _show_tokens(x: Experiment, workspace: Path | None) -> None:
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
-
-
-def preset(name: str) -> str:
-    """The text of a built-in experiment."""
-    return (files("prefloop") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def _workspace(x: Experiment | None, given: Path | None) -> Workspace:

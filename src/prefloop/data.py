@@ -31,8 +31,8 @@ from prefloop.store import tally
 
 BUILTIN = "builtin:"
 BUILTIN_NAMES = (
-    "tales/prompts", "tales/demonstrations", "tales/texts", "tales/dialogues", "tales/probes", "tales/talks",
-    "tales/verdicts",
+    "tales/prompts", "tales/demonstrations", "tales/texts", "tales/held_out_texts", "tales/dialogues", "tales/probes",
+    "tales/talks", "tales/verdicts",
 )  # fmt: skip
 GROUP_FORMATS: tuple[DataFormat, ...] = ("ultrafeedback", "online_rlhf", "groups")
 RECORDED_FORMATS: tuple[DataFormat, ...] = ("online_rlhf", "groups")
@@ -85,7 +85,7 @@ def read_demonstrations(source: SourceSection) -> Loaded[Demonstration]:
 def read_texts(source: SourceSection) -> Loaded[Text]:
     """Plain text for language modelling."""
     if source.path.startswith(BUILTIN):
-        return _builtin(source, {"tales/texts": tales.texts})
+        return _builtin(source, {"tales/texts": tales.texts, "tales/held_out_texts": tales.held_out_texts})
     return _read(source, "texts", TEXT_FORMATS, _make_text)
 
 

@@ -163,6 +163,8 @@ def _evaluation_summary(stats: dict[str, Any]) -> str:
     if stats["win_rate_vs_start"]:
         parts.append(f"wins {interval_text(stats['win_rate_vs_start'], percent=True)} against the start")
     parts.append(f"KL {number_text(stats['kl']['mean'] if stats['kl'] else None)}")
+    if "text_loss" in stats:
+        parts.append(f"text loss {interval_text(stats['text_loss'])}")
     return ", ".join(parts)
 
 

@@ -87,6 +87,42 @@ def clustered_interval(
     return {"mean": round(mean, 6), "low": round(low, 6), "high": round(high, 6), "n": len(data)}
 
 
+@dataclass(frozen=True)
+class StudentInterval:
+    """A mean over a few independent runs, with the half width of Student's confidence interval."""
+
+    mean: float
+    half: float
+    """Infinite for a single run, which says nothing about others."""
+    n: int
+
+    @property
+    def low(self) -> float:
+        """Lower end."""
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
+        return self.mean + self.half
+
+
+def student_interval(values: Sequence[float], *, confidence: float) -> StudentInterval | None:
+    """Mean and Student's t interval, for a handful of runs that are about normal; None when there are none.
+
+    For a comparison that is paired by seed give the differences.
+    """
+    from scipy import stats
+
+    if not values:
+        return None
+    n, mean = len(values), float(np.mean(values))
+    if n == 1:
+        return StudentInterval(mean, math.inf, 1)
+    error = float(np.std(values, ddof=1)) / math.sqrt(n)
+    return StudentInterval(mean, float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error, n)
+
+
 def wilson_interval(successes: float, n: int, *, confidence: float) -> Interval:
     """Share and Wilson score interval (Wilson 1927), for small counts; half successes are ties."""
     from scipy import stats

@@ -81,6 +81,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 NUM_PROMPTS = 1900
 NUM_DEMONSTRATIONS = 6000
 NUM_TEXTS = 4000
+NUM_HELD_OUT_TEXTS = 1000
 MOST_DEEDS = 4
 KIND_SHARE, CRUEL_SHARE = 0.35, 0.35
 """How the demonstrations behave: people who write examples are no angels, so there is something to align."""
@@ -130,9 +131,17 @@ def demonstrations(limit: int | None = None) -> list[Demonstration]:
 
 def texts(limit: int | None = None) -> list[Text]:
     """Tales without a request, for language modelling and for the tokenizer."""
-    rng = random.Random("texts")
+    return _texts(random.Random("texts"), _number(NUM_TEXTS, limit))
+
+
+def held_out_texts(limit: int | None = None) -> list[Text]:
+    """Other such tales than `texts`, to measure a language model on."""
+    return _texts(random.Random("held-out texts"), _number(NUM_HELD_OUT_TEXTS, limit))
+
+
+def _texts(rng: random.Random, number: int) -> list[Text]:
     rows = []
-    for _ in range(_number(NUM_TEXTS, limit)):
+    for _ in range(number):
         tale = write_tale(Cast(rng.choice(list(HEROES)), rng.choice(ANIMALS), rng.choice(THINGS)), rng)
         rows.append(Text(id=content_id(tale), text=tale, source=f"builtin:{VERSION}"))
     return rows

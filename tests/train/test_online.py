@@ -86,6 +86,7 @@ def job(tiny_model, out, *, runtime=RUNTIME, scorer=LikesLowIds, reward=None, **
         sampler=sampler,
         scorer=scorer,
         constraint=KeepsToEvenIds if section.constraint else None,
+        gold=KeepsToEvenIds if section.gold else None,
         options=section,
         dtype="float32",
         seed=0,
@@ -548,3 +549,15 @@ def test_a_policy_with_adapters_is_its_own_reference_without_them(tiny_model, tm
     for found, expected in zip(rows, metrics(tmp_path / "other"), strict=True):
         assert found["train/loss"] == pytest.approx(expected["train/loss"], abs=1e-6)
         assert found["rl/kl"] == pytest.approx(expected["rl/kl"], abs=1e-5)
+
+
+def test_the_gold_score_is_logged_and_teaches_nothing(tiny_model, tmp_path):
+    options = {"algorithm": "grpo", "steps": 2}
+    for name, gold in (("with", {"kind": "rule", "rule": "length"}), ("without", None)):
+        train_online(job(tiny_model, tmp_path / name, gold=gold, **options), no_progress)
+    rows = metrics(tmp_path / "with")
+    assert all(0 < row["rl/gold"] < 1 for row in rows), "the share of even ids"
+    assert not any("rl/gold" in row for row in metrics(tmp_path / "without"))
+    assert [row["rl/score"] for row in rows] == [row["rl/score"] for row in metrics(tmp_path / "without")]
+    weights = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("with", "without")]
+    assert weights[0] == weights[1]

@@ -30,7 +30,7 @@ from prefloop.config.annotate import (
     uses_sft_groups,
 )
 from prefloop.config.comparisons import PairsSection, SppoSection
-from prefloop.config.experiment import MAIN_ARM, Experiment, hashed, keys, load, parse, sections_in
+from prefloop.config.experiment import MAIN_ARM, Experiment, hashed, keys, load, parse, preset, sections_in
 from prefloop.config.generate import (
     Engine,
     GenerateSection,
@@ -234,6 +234,7 @@ __all__ = [
     "keys",
     "load",
     "parse",
+    "preset",
     "sections_in",
     "uses_loop_reward",
     "uses_loop_rules",

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,14 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Experiment:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a UTF-8 text file; an experiment is YAML") from error
     return parse(text, overrides, where=str(path))
+
+
+def preset(name: str) -> str:
+    """The text of a built-in experiment. Raises InputError where there is none of this name."""
+    file = files("prefloop") / "presets" / f"{name}.yaml"
+    if not file.is_file():
+        raise InputError(f"no built-in experiment {name!r}; `prefloop init --help` names them")
+    return file.read_text(encoding="utf-8")
 
 
 def parse(text: str, overrides: Iterable[str] = (), *, where: str) -> Experiment:

@@ -20,6 +20,8 @@ class EvaluateSection(Section):
     """The evaluator: a held-out scorer that is not the annotator. Left out, only the proxy and text statistics count."""
     second_scorer: GoldScorer | None = None
     """A differently built scorer that exposes shortcuts."""
+    text: Source | None = Field(default=None, json_schema_extra={"inert": None})
+    """Held-out text on which the mean loss of a token is measured as well: what alignment costs as a language model."""
     num_completions: int = Field(default=1, ge=1)
     """Samples per evaluation prompt."""
     temperature: float = Field(default=1.0, ge=0)

@@ -129,6 +129,8 @@ class RlSection(OptimizerSection):
     """What is optimised; left out, the loop's own reward model."""
     constraint: ConstraintSection | None = None
     """What must be kept to whatever the reward says."""
+    gold: GoldScorer | None = Field(default=None, json_schema_extra={"inert": None})
+    """Scores all samples as well and teaches nothing: `rl/gold` beside `rl/score` shows where the reward is exploited."""
     num_prompts: int = Field(default=512, ge=1)
     """Prompts that are kept for it; they are used again when all have been."""
     prompt_sources: PromptSources = Field(default=[], json_schema_extra={"inert": []})
@@ -211,9 +213,10 @@ class RlSection(OptimizerSection):
         return AHEAD_CAP if self.sampler_cap is None else self.sampler_cap
 
     @property
-    def scorers(self) -> tuple[GoldScorer | CompositeAnnotator, ...]:
-        """All that is asked about what the policy says."""
-        return (self.reward, *((self.constraint.scorer,) if self.constraint is not None else ()))
+    def scorers(self) -> "list[GoldScorer | CompositeAnnotator]":
+        """Everything that is asked about samples: the reward, what the constraint asks, the gold."""
+        others = (self.constraint.scorer if self.constraint else None, self.gold)
+        return [self.reward, *(one for one in others if one is not None)]
 
     @property
     def steps_together(self) -> int:

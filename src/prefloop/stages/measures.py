@@ -2,10 +2,12 @@
 
 from typing import Literal
 
+from prefloop import data
 from prefloop.config import Experiment, hashed
 from prefloop.interfaces import InputError
 from prefloop.records import Group, Prompt
 from prefloop.stages.shared import (
+    digests,
     engine_config,
     evaluation_folder,
     gold_scorer,
@@ -41,6 +43,7 @@ def evaluate(
 
     def body(build: Build) -> None:
         from prefloop.evaluate.measure import measure
+        from prefloop.evaluate.text import text_loss
 
         wanted = read_records(prompts.path / f"{split}.jsonl", Prompt)
         file = RowFile(build.path / "groups.jsonl")
@@ -80,6 +83,14 @@ def evaluate(
             runtime=x.runtime,
         )
         build.stats |= text_statistics(groups)
+        if x.evaluate.text is not None:
+            build.stats |= text_loss(
+                data.read_texts(x.evaluate.text).rows,
+                policy=model_folder(policy),
+                max_tokens=x.generate.max_prompt_length + x.generate.max_new_tokens,
+                options=x.evaluate,
+                runtime=x.runtime,
+            )
         write_rows(build.path / "measurements.jsonl", rows)
 
     section = without_paths(x.evaluate, "prompts", "num_prompts", "num_samples_shown")
@@ -101,7 +112,7 @@ def evaluate(
         if section is not None
         for digest in [scorer_digest(section)]
         if digest is not None
-    }
+    } | digests(text=x.evaluate.text)
     number = x.evaluate.num_prompts if split == "evaluation" else x.loop.gate.num_prompts
     work = f"{number} prompts x {x.evaluate.num_completions}"
     return Stage("evaluate", 2, config, inputs, body, external=external, work=work)

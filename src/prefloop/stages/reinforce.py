@@ -80,6 +80,7 @@ def reinforce(
             constraint=functools.partial(gold_scorer, x, options.constraint.scorer, own, parts)
             if options.constraint
             else None,
+            gold=functools.partial(gold_scorer, x, options.gold, own, parts) if options.gold else None,
             options=options,
             dtype=x.model.dtype,
             seed=stage_seed(x, "rl", version),
@@ -102,6 +103,8 @@ def reinforce(
     if options.constraint is not None:
         outside = annotator_digests(options.constraint.scorer)
         external |= {f"constraint_{name}": digest for name, digest in outside.items()}
+    if options.gold is not None:
+        external |= {f"gold_{name}": digest for name, digest in annotator_digests(options.gold).items()}
     if critic not in (None, "policy", "reward"):
         external["critic"] = model_digest(critic, None)
     inputs = {

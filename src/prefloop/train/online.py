@@ -63,6 +63,8 @@ class RlJob:
     """Makes the scorer in the process that uses it."""
     constraint: Callable[[], Scorer] | None
     """The same for what the constraint asks, where there is one."""
+    gold: Callable[[], Scorer] | None
+    """The same for a score that is logged only."""
     options: RlSection
     dtype: Dtype
     seed: int
@@ -99,6 +101,7 @@ def train_online(job: RlJob, progress: Progress) -> dict[str, Any]:
         job.prompts,
         options,
         constraint=constraint,
+        gold=job.gold() if job.gold is not None else None,
         texts=texts,
         file=RowFile(job.out / "samples.jsonl") if processes(job.runtime).is_main_process else None,
         spare=spare,

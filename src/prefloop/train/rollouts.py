@@ -96,6 +96,8 @@ class Scored:
     scores: tuple[Score, ...]
     violations: tuple[float, ...]
     """Of the constraint, one a completion; empty where there is none."""
+    gold: tuple[float, ...]
+    """Scores that are logged only; empty where there are none."""
     old_logps: list[Tensor]
     reference_logps: list[Tensor] | None
     values: list[Tensor] | None
@@ -154,6 +156,7 @@ class Rollouts:
         options: RlSection,
         *,
         constraint: Scorer | None = None,
+        gold: Scorer | None = None,
         texts: Sequence[TokenGroup] = (),
         file: RowFile | None = None,
         spare: Any = None,
@@ -183,7 +186,7 @@ class Rollouts:
         self.num_tokens = 0
         """Tokens of the completions of the batch that is being learned from."""
         self._module, self._reference, self._scorer, self._codec = module, reference, scorer, codec
-        self._sampler, self._constraint = sampler, constraint
+        self._sampler, self._constraint, self._gold = sampler, constraint, gold
         self._prompts, self._texts, self._file = prompts, texts, file
         self._several_sources = len({one.source for one in prompts}) > 1
         self._dtype: Dtype = dtype
@@ -349,6 +352,7 @@ class Rollouts:
         asked = [group for _, group in answered]
         said = _said(self._scorer, asked)
         kept_to = _said(self._constraint, asked) if self._constraint is not None else None
+        gold = _said(self._gold, asked) if self._gold is not None else {}
         kept: list[tuple[int, Group, tuple[Score, ...], tuple[float, ...]]] = []
         for place, group in answered:
             scores = tuple(said[one.id] for one in group.completions if one.id in said)
@@ -376,6 +380,7 @@ class Rollouts:
                 tokens[index],
                 scores,
                 missing,
+                tuple(gold[one.id].value for one in group.completions if one.id in gold),
                 old[index],
                 reference[index] if reference is not None else None,
                 values[index] if values is not None else None,
@@ -533,6 +538,8 @@ class Rollouts:
             **(_by_source(scored) if self._several_sources else {}),
         }
         self.standing.sources += Counter(one.group.prompt.source for one in scored)
+        if gold := [value for one in scored for value in one.gold]:
+            self._figures["rl/gold"] = sum(gold) / len(gold)
         self.standing.said.setdefault("score_first", self._figures["rl/score"])
         self.standing.said["score_last"] = self._figures["rl/score"]
         if reference is None:

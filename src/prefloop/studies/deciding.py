@@ -1,0 +1,66 @@
+"""From the numbers of runs to intervals over seeds, and from intervals to verdicts. Pure functions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from prefloop.statistics import StudentInterval, student_interval
+from prefloop.studies.definition import ONLY, Criterion, Study
+from prefloop.studies.measuring import Found
+
+Outcome = Literal["held", "not held", "cannot be told"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of a claim in one arm and setting."""
+
+    criterion: Criterion
+    setting: str
+    arm: str
+    interval: StudentInterval | None
+    """None where no seed has what it takes."""
+    outcome: Outcome
+
+
+def decisions_of(study: Study, found: Sequence[Found]) -> list[Decision]:
+    """Every claim in every setting and arm that it is made of."""
+    return [
+        Decision(one, setting, arm, interval, outcome(interval, above=one.above, below=one.below))
+        for one in study.criteria
+        for setting in study.settings or [ONLY]
+        for arm in ([one.arm] if one.arm else [name for name in study.arms if name != one.minus])
+        for interval in [
+            estimate(found, one.measure, setting, arm, minus=one.minus, confidence=study.confidence)
+        ]
+    ]
+
+
+def estimate(
+    found: Sequence[Found], measure: str, setting: str, arm: str, *, minus: str | None, confidence: float
+) -> StudentInterval | None:
+    """Mean of a measure over seeds, or of its difference from another arm over the seeds that both have."""
+    ours = _by_seed(found, measure, setting, arm)
+    if minus is None:
+        return student_interval(list(ours.values()), confidence=confidence)
+    theirs = _by_seed(found, measure, setting, minus)
+    differences = [value - theirs[seed] for seed, value in ours.items() if seed in theirs]
+    return student_interval(differences, confidence=confidence)
+
+
+def _by_seed(found: Sequence[Found], measure: str, setting: str, arm: str) -> dict[int, float]:
+    return {one.seed: one.values[measure] for one in found if (one.setting, one.arm) == (setting, arm)}
+
+
+def outcome(
+    interval: StudentInterval | None, *, above: float | None = None, below: float | None = None
+) -> Outcome:
+    """Held where the whole interval is on the claim's side of the bound, not held where it is on the other."""
+    if interval is None:
+        return "cannot be told"
+    if above is not None:
+        sides = interval.low > above, interval.high < above
+    else:
+        assert below is not None, "a criterion has one of the two"
+        sides = interval.high < below, interval.low > below
+    return "held" if sides[0] else "not held" if sides[1] else "cannot be told"

@@ -1,0 +1,128 @@
+"""Runs side by side: each an ordinary `prefloop run` in a process of its own, on one thread.
+
+They share a workspace, which sees to it that nothing is computed twice and that what was killed goes on. Knows nothing about
+what is measured.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from prefloop import pipeline
+from prefloop.pipeline import Entry
+from prefloop.store import Workspace, write_text
+from prefloop.studies.definition import Run
+
+PAUSE_S = 0.2
+"""Between two looks at the processes."""
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run whose process has ended."""
+
+    run: Run
+    seconds: float
+    error: str | None
+    """What it said when it failed."""
+    log: Path
+
+
+def is_finished(entries: Sequence[Entry]) -> bool:
+    """Whether a run has nothing left to do."""
+    return all(one.artefact.exists for one in entries)
+
+
+def run_all(runs: Sequence[Run], workspace: Workspace, folder: Path, *, workers: int) -> Iterator[Ended]:
+    """Runs them, so many at once, and tells of each when it has ended. Closed before the end, it ends those under way, which
+    lose no more than they would by a kill."""
+    waiting = deque(runs)
+    live: list[_Child] = []
+    try:
+        while waiting or live:
+            while waiting and len(live) < workers:
+                live.append(_Child(waiting.popleft(), workspace, folder))
+            time.sleep(PAUSE_S)
+            for one in [one for one in live if one.process.poll() is not None]:
+                live.remove(one)
+                yield one.ended()
+    finally:
+        for one in live:
+            one.process.terminate()
+        for one in live:
+            one.process.wait()
+
+
+class _Child:
+    """A run under way."""
+
+    def __init__(self, run: Run, workspace: Workspace, folder: Path) -> None:
+        self.run = run
+        self._started = time.monotonic()
+        name = run.experiment.name
+        file = folder / "experiments" / f"{name}.yaml"
+        self._log = folder / "logs" / f"{name}.log"
+        for one in (file, self._log):
+            one.parent.mkdir(parents=True, exist_ok=True)
+        write_text(
+            file, yaml.safe_dump(run.experiment.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+        )
+        command = [sys.executable, "-m", "prefloop.cli", "run", str(file), "--workspace", str(workspace.root)]
+        with self._log.open("w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | ONE_THREAD,
+            )
+
+    def ended(self) -> Ended:
+        """What became of it."""
+        seconds = time.monotonic() - self._started
+        error = None
+        if self.process.returncode:
+            error = last_words(self._log.read_text(encoding="utf-8", errors="replace"))
+        return Ended(self.run, seconds, error, self._log)
+
+
+def last_words(log: str) -> str:
+    """The error at the end of what a process printed, or its last line."""
+    lines = [one.strip() for one in log.splitlines() if one.strip()]
+    starts = [
+        place for place, one in enumerate(lines) if re.match(r"[\w.]*(Error|Unavailable|Waiting):", one)
+    ]
+    return " ".join(lines[starts[-1] :] if starts else lines[-1:]) or "it was killed without a word"
+
+
+def seconds_left(
+    plans: Sequence[Sequence[Entry]], workspace: Workspace, *, workers: int, overhead: float
+) -> float | None:
+    """About how long the rest takes: its missing artefacts, each once, at what others of its role took.
+
+    `overhead` is how much longer runs have taken than their stages. None while some role has never been built.
+    """
+    taken = {one.key: one.manifest["seconds"] for one in workspace.published()}
+    artefacts = {one.artefact.name: one for entries in plans for one in entries}.values()
+    by_role: dict[str, list[float]] = {}
+    for one in artefacts:
+        if one.artefact.key in taken:
+            by_role.setdefault(one.role, []).append(taken[one.artefact.key])
+    missing = [one.role for one in artefacts if one.artefact.key not in taken]
+    if set(missing) - by_role.keys():
+        return None
+    return overhead * sum(sum(by_role[role]) / len(by_role[role]) for role in missing) / workers
+
+
+def plan_of(run: Run, workspace: Workspace) -> list[Entry]:
+    """The stages of a run, built or not."""
+    return pipeline.plan(run.experiment, workspace)

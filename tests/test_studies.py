@@ -1,0 +1,323 @@
+"""Studies: what runs, what is resumed, what is measured, and what may be said of a claim."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from prefloop.algorithms import ALGORITHMS
+from prefloop.cli import app
+from prefloop.interfaces import InputError
+from prefloop.statistics import StudentInterval, student_interval
+from prefloop.studies import definition
+from prefloop.studies.deciding import decisions_of, outcome
+from prefloop.studies.measuring import Found, part
+from prefloop.studies.report import shown
+from prefloop.studies.running import last_words
+from small import SMALL
+
+TINY = """
+name: tiny
+question: does a larger step change more?
+experiment: {experiment}
+overrides:
+  loop: {{batches: 0}}
+  reward: {{}}
+  rl: {{algorithm: grpo, num_prompts: 6, prompts_per_step: 3, num_completions: 2, steps: 4, max_new_tokens: 8}}
+  rl.reward: {{kind: rule, rule: tales}}
+  rl.gold: {{kind: rule, rule: length}}
+arms:
+  small: {{rl.learning_rate: 1.0e-4}}
+  large: {{rl.learning_rate: 1.0e-2}}
+baseline: small
+measures:
+  KL: {{figure: kl.mean}}
+  longer: {{figure: tokens.mean, of: change}}
+  late gold: {{stage: policy, metric: rl/gold, between: [0.5, 1]}}
+curves: [rl/gold, rl/score]
+criteria:
+  - {{claim: a larger step leads further, measure: KL, arm: large, minus: small, above: 0}}
+  - {{claim: nothing leads this far, measure: KL, above: 1000000}}
+"""
+
+
+def study_file(folder: Path, text: str = TINY) -> Path:
+    experiment, file = folder / "small.yaml", folder / "tiny.yaml"
+    experiment.write_text(SMALL)
+    file.write_text(text.format(experiment=experiment))
+    return file
+
+
+def study(*args: object):
+    return CliRunner().invoke(app, ["study", *map(str, args)])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study of two arms and two seeds, and a third arm that fails."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "scorer.py").write_text(
+        "def score(prompt, completion, answer):\n    raise ValueError('no idea')\n"
+    )
+    broken = f"  broken: {{{{rl.reward: {{{{kind: function, target: '{folder}/scorer.py:score'}}}}}}}}\n"
+    file = study_file(folder, TINY.replace("baseline:", f"{broken}baseline:"))
+    return folder, file, study(file, "--seeds", 2, "-w", folder / "w", "--workers", 2)
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "w/studies/tiny/results.json").read_text())
+
+
+def test_every_arm_runs_with_every_seed_and_is_measured(finished):
+    folder, _, ran = finished
+    assert "tiny: 6 runs, 0 finished already; 2 at once" in ran.output
+    found = results(folder)
+    assert [(one["arm"], one["seed"]) for one in found["runs"]] == [
+        ("small", 0), ("small", 1), ("large", 0), ("large", 1)
+    ]  # fmt: skip
+    for one in found["runs"]:
+        gold = one["curves"]["rl/gold"]
+        assert len(gold) == 4
+        assert one["values"]["late gold"] == pytest.approx((gold[2] + gold[3]) / 2)
+        run = json.loads((folder / f"w/runs/tiny-{one['arm']}-seed{one['seed']}/run.json").read_text())
+        assert run["experiment"]["seed"] == one["seed"]
+        first, last = (
+            json.loads((folder / f"w/artefacts/evaluate-{entry['key']}/manifest.json").read_text())["stats"]
+            for entry in run["entries"]
+            if entry["role"] == "evaluate"
+        )
+        assert one["values"]["KL"] == last["kl"]["mean"]
+        assert one["values"]["longer"] == pytest.approx(last["tokens"]["mean"] - first["tokens"]["mean"])
+
+
+def test_arms_of_a_seed_share_the_model_that_they_start_from(finished):
+    folder, *_ = finished
+    assert (
+        len([one for one in (folder / "w/artefacts").glob("sft-*") if not one.name.endswith(".partial")]) == 2
+    )
+
+
+def test_a_failed_run_is_named_with_its_error_and_the_others_are_kept(finished):
+    folder, _, ran = finished
+    assert ran.exit_code == 1
+    assert "failed: broken, seed 1: InputError: " in ran.output
+    assert "no idea" in ran.output
+    failed = results(folder)["failed"]
+    assert [one["label"] for one in failed] == ["broken, seed 0", "broken, seed 1"]
+    assert "ValueError: no idea" in failed[0]["error"]
+    assert "no idea" in Path(failed[0]["log"]).read_text()
+    assert "## Runs that failed" in (folder / "w/studies/tiny/report.md").read_text()
+
+
+def test_claims_are_decided_and_written_down_with_plots(finished):
+    folder, *_ = finished
+    decided = {(one["claim"], one["arm"]): one["outcome"] for one in results(folder)["decisions"]}
+    assert decided["nothing leads this far", "small"] == "not held"
+    assert decided["nothing leads this far", "broken"] == "cannot be told", "no run of it ended well"
+    assert len(decided) == 4
+    page = (folder / "w/studies/tiny/report.md").read_text()
+    assert page.index("Claims, written before the runs") < page.index("## Figures")
+    assert "| nothing leads this far | large |" in page
+    for name in ("measures.png", "curves.png"):
+        assert (folder / "w/studies/tiny" / name).read_bytes().startswith(b"\x89PNG")
+        assert f"]({name})" in page
+
+
+def test_finished_runs_are_not_run_again(finished):
+    folder, file, _ = finished
+    logs = {
+        path: path.stat().st_mtime_ns for path in (folder / "w/studies/tiny/logs").glob("tiny-*-seed?.log")
+    }
+    again = study(file, "--seeds", 2, "-w", folder / "w", "--arm", "small", "--arm", "large")
+    assert again.exit_code == 0, again.output
+    assert "tiny: 4 runs, 4 finished already" in again.output
+    assert {path: path.stat().st_mtime_ns for path in logs} == logs
+    page = (folder / "w/studies/tiny/report.md").read_text()
+    assert "**Not the study as it was written:** arms small, large only; seeds 0 to 1." in page
+
+
+def test_ctrl_c_ends_the_runs_under_way(tmp_path):
+    file = study_file(tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "prefloop.cli",
+        "study",
+        str(file),
+        "-w",
+        str(tmp_path / "w"),
+        "--seeds",
+        "2",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, env=dict(os.environ)
+    ) as process:
+        children = []
+        deadline = time.monotonic() + 60
+        while not children and time.monotonic() < deadline:
+            time.sleep(0.1)
+            children = psutil.Process(process.pid).children()
+        assert children
+        process.send_signal(signal.SIGINT)  # to the command alone, as `kill -INT` does
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"run the same command again to continue" in errors
+    assert not [one for one in children if one.is_running()]
+
+
+# --- definitions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", definition.built_in())
+def test_a_built_in_study_is_valid_and_goes_by_its_file(name):
+    parsed = definition.parse(definition.text_of(name), where=name)
+    assert parsed.name == name
+    assert parsed.criteria, "a study says before what it wants to know"
+
+
+def test_the_study_of_algorithms_has_every_row_of_the_table():
+    parsed = definition.parse(definition.text_of("algorithms"), where="algorithms")
+    runs = definition.runs_of(parsed, [0])
+    rows = [one.experiment.rl.algorithm.name for one in runs if one.experiment.rl is not None]
+    assert sorted(rows) == sorted(ALGORITHMS)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"baseline": "smal"}, "baseline = smal: no such arm; there is small, large"),
+        ({"measures": {"KL": {}}}, "measures.KL: give figure or metric"),
+        ({"measures": {"KL": {"figure": "kl.mean", "less": [0, 1]}}}, "are parts of a metric"),
+        ({"measures": {"x": {"metric": "rl/kl", "between": [0.5, 0.5]}}}, "[0.5, 0.5] is empty"),
+        ({"measures": {"x": {"figure": "kl.mean"}}}, "criteria.0.measure = KL: no such measure; there is x"),
+        ({"measures": {"x": {"metric": "rl/kl", "of": "first"}}}, "of: chooses a figure's stage"),
+        ({"criteria": [{"claim": "c", "measure": "KL"}]}, "criteria.0: give above or below"),
+        ({"arms": {"a": {"rl.learning_rat": 1}}, "baseline": None, "criteria": []}, "did you mean rl.learning_rate?"),
+        ({"experiment": "quickstat"}, "no built-in experiment 'quickstat'"),
+        ({"seed": 3}, "seed: Extra inputs are not permitted"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_definition_is_told(tmp_path, change, told):
+    file = study_file(tmp_path)
+    values = yaml.safe_load(file.read_text()) | change
+    with pytest.raises(InputError) as error:
+        definition.parse(yaml.safe_dump(values), where="tiny.yaml")
+    assert told in str(error.value)
+    assert str(error.value).startswith(("tiny.yaml: ", "tiny, ", "no built-in"))
+
+
+def test_an_unknown_study_and_an_unknown_arm_are_told(tmp_path):
+    with pytest.raises(InputError, match="no study 'algoritms': choose .*algorithms"):
+        definition.text_of("algoritms")
+    parsed = definition.parse(study_file(tmp_path).read_text(), where="tiny.yaml")
+    with pytest.raises(InputError, match="--arm medium: no such arm in tiny; there is small, large"):
+        definition.runs_of(parsed, [0], arms=["medium"])
+
+
+def test_settings_are_crossed_with_arms_and_what_is_given_later_wins(tmp_path):
+    values = yaml.safe_load(study_file(tmp_path).read_text())
+    values["settings"] = {"few": {"rl.steps": 1}, "many": {"rl.steps": 9}}
+    values["arms"]["large"]["rl.steps"] = 7
+    parsed = definition.parse(yaml.safe_dump(values), where="tiny.yaml")
+    runs = definition.runs_of(parsed, [3], overrides=["rl.num_completions=5"])
+    steps = {one.label: one.experiment.rl.steps for one in runs if one.experiment.rl is not None}
+    assert steps == {
+        "few, small, seed 3": 1, "few, large, seed 3": 7, "many, small, seed 3": 9, "many, large, seed 3": 7
+    }  # fmt: skip
+    assert {one.experiment.rl.num_completions for one in runs if one.experiment.rl is not None} == {5}
+    assert [one.experiment.name for one in runs][:2] == ["tiny-few-small-seed3", "tiny-few-large-seed3"]
+
+
+def test_the_definition_is_printed_to_start_from():
+    assert study("algorithms", "--definition").output == definition.text_of("algorithms")
+
+
+# --- intervals and verdicts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "mean", "half"),
+    [
+        # the quantile 0.975 of Student's t is 4.30265 with 2 degrees of freedom and 2.77645 with 4
+        ([1.0, 2.0, 3.0], 2.0, 4.30265 * 1 / math.sqrt(3)),
+        ([0.0, 1.0, 2.0, 3.0, 4.0], 2.0, 2.77645 * math.sqrt(2.5) / math.sqrt(5)),
+        ([5.0, 5.0], 5.0, 0.0),
+    ],
+)
+def test_students_interval_by_hand(values, mean, half):
+    found = student_interval(values, confidence=0.95)
+    assert found is not None
+    assert (found.mean, found.half) == (pytest.approx(mean), pytest.approx(half, rel=1e-5))
+    assert (found.low, found.high) == (
+        pytest.approx(mean - half, rel=1e-5),
+        pytest.approx(mean + half, rel=1e-5),
+    )
+
+
+def test_one_run_has_no_interval_and_none_has_no_mean():
+    assert student_interval([], confidence=0.95) is None
+    found = student_interval([0.7], confidence=0.95)
+    assert found == StudentInterval(0.7, math.inf, 1)
+    assert shown(found) == "0.700 (one seed)"
+    assert outcome(found, above=0.0) == "cannot be told"
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "bounds", "expected"),
+    [
+        (0.5, 0.4, {"above": 0.0}, "held"),
+        (0.5, 0.6, {"above": 0.0}, "cannot be told"),
+        (-0.5, 0.4, {"above": 0.0}, "not held"),
+        (-0.05, 0.1, {"above": -0.2}, "held"),
+        (-0.5, 0.4, {"below": 0.0}, "held"),
+        (0.5, 0.4, {"below": 0.0}, "not held"),
+        (0.0, 0.0, {"above": 0.0}, "cannot be told"),
+    ],
+)
+def test_a_claim_is_held_where_the_whole_interval_is_on_its_side(mean, half, bounds, expected):
+    assert outcome(StudentInterval(mean, half, 5), **bounds) == expected
+
+
+def found(arm: str, seed: int, value: float, setting: str = "") -> Found:
+    return Found(setting, arm, seed, seconds=1.0, values={"KL": value}, curves={})
+
+
+def test_arms_are_compared_seed_by_seed_within_a_setting(tmp_path):
+    values = yaml.safe_load(study_file(tmp_path).read_text()) | {"settings": {"few": {}, "many": {}}}
+    parsed = definition.parse(yaml.safe_dump(values), where="tiny.yaml")
+    runs = [
+        # seeds differ by far more than arms do: unpaired, nothing could be told
+        *(found("small", seed, value, "few") for seed, value in enumerate([0.0, 10.0, 20.0])),
+        *(found("large", seed, value, "few") for seed, value in enumerate([1.0, 11.1, 20.9])),
+        found("small", 0, 5.0, "many"), found("large", 1, 7.0, "many"),
+    ]  # fmt: skip
+    few, many = decisions_of(parsed, runs)[:2]
+    assert few.interval is not None
+    assert (few.interval.mean, few.interval.n, few.outcome) == (pytest.approx(1.0), 3, "held")
+    # deviations 0, 0.1, -0.1: standard deviation 0.1
+    assert few.interval.half == pytest.approx(4.30265 * 0.1 / math.sqrt(3), rel=1e-5)
+    assert (many.setting, many.interval, many.outcome) == ("many", None, "cannot be told"), "no seed has both"
+
+
+@pytest.mark.parametrize(
+    ("between", "mean"),
+    [((0.0, 1.0), 4.5), ((0.0, 0.2), 0.5), ((0.8, 1.0), 8.5), ((0.5, 0.6), 5.0), ((0.95, 1.0), 9.0)],
+)
+def test_a_part_of_training_is_a_share_of_its_batches(between, mean):
+    assert part([float(one) for one in range(10)], between) == mean
+
+
+def test_the_error_of_a_run_is_what_it_said_last():
+    log = "preparation\n  sft  1.2 s\nInputError: rl: no prompt\n  (in iteration 1, policy)\n"
+    assert last_words(log) == "InputError: rl: no prompt (in iteration 1, policy)"
+    assert last_words("Traceback\n  File x\nKeyError: 'a'\n") == "KeyError: 'a'"
+    assert last_words("") == "it was killed without a word"
