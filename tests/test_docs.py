@@ -13,6 +13,7 @@ import typer.main
 import yaml
 
 from prefloop import cli, config
+from prefloop.studies import definition
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -109,8 +110,11 @@ def test_commands_named_in_running_text_exist():
 
 @pytest.mark.parametrize(("page", "block"), examples())
 def test_a_documented_example_is_a_valid_experiment(page, block):
-    """A block without prompts is a fragment: it is tried inside a small experiment."""
+    """A block without prompts is a fragment: it is tried inside a small experiment. One with measures is a study."""
     given = yaml.safe_load(block)
+    if "measures" in given:
+        definition.parse(block, where=page)
+        return
     whole = "model" in given or "loop" in given
     frame = (
         {}

@@ -161,17 +161,16 @@ def test_ctrl_c_ends_the_runs_under_way(tmp_path):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, env=dict(os.environ)
     ) as process:
-        children = []
-        deadline = time.monotonic() + 60
-        while not children and time.monotonic() < deadline:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "w").glob("artefacts/*")) and time.monotonic() < deadline:
             time.sleep(0.1)
-            children = psutil.Process(process.pid).children()
-        assert children
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 2, "the process that is forked, and runs"
         process.send_signal(signal.SIGINT)  # to the command alone, as `kill -INT` does
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"run the same command again to continue" in errors
-    assert not [one for one in children if one.is_running()]
+    assert errors.strip() == b"Stopped. Finished work is kept: the same command continues from here."
+    assert psutil.wait_procs(children, timeout=30)[1] == []
 
 
 # --- definitions -----------------------------------------------------------------------------------------------------
@@ -210,7 +209,7 @@ def test_what_is_wrong_with_a_definition_is_told(tmp_path, change, told):
     file = study_file(tmp_path)
     values = yaml.safe_load(file.read_text()) | change
     with pytest.raises(InputError) as error:
-        definition.parse(yaml.safe_dump(values), where="tiny.yaml")
+        definition.parse(yaml.safe_dump(values, sort_keys=False), where="tiny.yaml")
     assert told in str(error.value)
     assert str(error.value).startswith(("tiny.yaml: ", "tiny, ", "no built-in"))
 
@@ -227,7 +226,7 @@ def test_settings_are_crossed_with_arms_and_what_is_given_later_wins(tmp_path):
     values = yaml.safe_load(study_file(tmp_path).read_text())
     values["settings"] = {"few": {"rl.steps": 1}, "many": {"rl.steps": 9}}
     values["arms"]["large"]["rl.steps"] = 7
-    parsed = definition.parse(yaml.safe_dump(values), where="tiny.yaml")
+    parsed = definition.parse(yaml.safe_dump(values, sort_keys=False), where="tiny.yaml")
     runs = definition.runs_of(parsed, [3], overrides=["rl.num_completions=5"])
     steps = {one.label: one.experiment.rl.steps for one in runs if one.experiment.rl is not None}
     assert steps == {
@@ -257,10 +256,7 @@ def test_students_interval_by_hand(values, mean, half):
     found = student_interval(values, confidence=0.95)
     assert found is not None
     assert (found.mean, found.half) == (pytest.approx(mean), pytest.approx(half, rel=1e-5))
-    assert (found.low, found.high) == (
-        pytest.approx(mean - half, rel=1e-5),
-        pytest.approx(mean + half, rel=1e-5),
-    )
+    assert (found.low, found.high) == (found.mean - found.half, found.mean + found.half)
 
 
 def test_one_run_has_no_interval_and_none_has_no_mean():
@@ -293,7 +289,7 @@ def found(arm: str, seed: int, value: float, setting: str = "") -> Found:
 
 def test_arms_are_compared_seed_by_seed_within_a_setting(tmp_path):
     values = yaml.safe_load(study_file(tmp_path).read_text()) | {"settings": {"few": {}, "many": {}}}
-    parsed = definition.parse(yaml.safe_dump(values), where="tiny.yaml")
+    parsed = definition.parse(yaml.safe_dump(values, sort_keys=False), where="tiny.yaml")
     runs = [
         # seeds differ by far more than arms do: unpaired, nothing could be told
         *(found("small", seed, value, "few") for seed, value in enumerate([0.0, 10.0, 20.0])),
@@ -320,4 +316,4 @@ def test_the_error_of_a_run_is_what_it_said_last():
     log = "preparation\n  sft  1.2 s\nInputError: rl: no prompt\n  (in iteration 1, policy)\n"
     assert last_words(log) == "InputError: rl: no prompt (in iteration 1, policy)"
     assert last_words("Traceback\n  File x\nKeyError: 'a'\n") == "KeyError: 'a'"
-    assert last_words("") == "it was killed without a word"
+    assert last_words("") == ""

@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,8 +81,12 @@ def study(
     space = Workspace(workspace or Path(os.environ.get("PREFLOOP_WORKSPACE", "workspace")))
     folder = space.root / "studies" / asked.name
     space.create()
-    found, failed = _run(asked, runs, space, folder, workers=workers or os.cpu_count() or 1)
-    order = {one.label: place for place, one in enumerate(runs)}
+    try:
+        found, failed = _run(asked, runs, space, folder, workers=workers or os.cpu_count() or 1)
+    except KeyboardInterrupt:
+        typer.echo("\nStopped. Finished work is kept: the same command continues from here.", err=True)
+        raise typer.Exit(128 + signal.SIGINT) from None
+    order = {one.label: place for place, one in enumerate(sorted(runs, key=_place_in(asked)))}
     result = Result(
         asked,
         chosen,
@@ -109,9 +114,9 @@ def _run(
         f"{asked.name}: {len(runs)} runs, {len(runs) - len(to_do)} finished already; "
         f"{min(workers, max(len(to_do), 1))} at once"
     )
-    found = {one.label: read(one, asked, plans[one.label]) for one in runs if one not in to_do}
-    failed: list[Failed] = []
     left = {one.label: plans[one.label] for one in to_do}
+    found = {one.label: read(one, asked, plans[one.label]) for one in runs if one.label not in left}
+    failed: list[Failed] = []
     clock = _Clock(space, workers)
     with contextlib.closing(running.run_all(to_do, space, folder, workers=workers)) as endings:
         for number, ended in enumerate(endings, 1):
@@ -134,6 +139,12 @@ def _run(
                 )
             )
     return found, failed
+
+
+def _place_in(asked: Study) -> Callable[[Run], tuple[int, ...]]:
+    """Where a run stands in tables: by setting, arm and seed."""
+    settings, arms = [*asked.settings, definition.ONLY], list(asked.arms)
+    return lambda one: (settings.index(one.setting), arms.index(one.arm), one.seed)
 
 
 class _Clock:

@@ -191,15 +191,19 @@ def _explained(detail: Any) -> str:
 def runs_of(
     study: Study, seeds: Sequence[int], *, arms: Sequence[str] = (), overrides: Sequence[str] = ()
 ) -> list[Run]:
-    """All runs, or those of some arms. Seeds are innermost: runs side by side then make different first models, and later
-    arms find them. Raises InputError."""
+    """All runs, or those of some arms. Raises InputError.
+
+    The first arm comes with all seeds: side by side its runs make what the other arms share. Then seed by seed, so that of a
+    study that is stopped early some seeds are complete.
+    """
     for one in arms:
         if one not in study.arms:
             raise InputError(f"--arm {one}: no such arm in {study.name}; there is {', '.join(study.arms)}")
+    (first, *others) = itertools.product(study.settings or [ONLY], arms or study.arms)
+    places = [(*first, seed) for seed in seeds] + [(*one, seed) for seed in seeds for one in others]
     return [
         Run(setting, arm, seed, experiment_of(study, setting, arm, seed, overrides=overrides))
-        for setting, arm in itertools.product(study.settings or [ONLY], arms or study.arms)
-        for seed in seeds
+        for setting, arm, seed in places
     ]
 
 

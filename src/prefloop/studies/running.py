@@ -4,9 +4,9 @@ They share a workspace, which sees to it that nothing is computed twice and that
 what is measured.
 """
 
+import multiprocessing
 import os
 import re
-import subprocess
 import sys
 import time
 from collections import deque
@@ -17,13 +17,21 @@ from pathlib import Path
 import yaml
 
 from prefloop import pipeline
+from prefloop.config import Experiment
 from prefloop.pipeline import Entry
 from prefloop.store import Workspace, write_text
 from prefloop.studies.definition import Run
 
 PAUSE_S = 0.2
 """Between two looks at the processes."""
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+IMPORTED_ONCE = tuple(
+    f"prefloop.{name}"
+    for name in (
+        "screen", "report", "train.online", "train.sft", "train.reward", "train.preference", "generate.hf",
+        "generate.choose", "annotate.choose", "annotate.reward_model", "evaluate.measure", "evaluate.text",
+    )
+)  # fmt: skip
+"""By the process that the others are forked from: importing torch takes as long as a small run."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +60,14 @@ def run_all(runs: Sequence[Run], workspace: Workspace, folder: Path, *, workers:
             while waiting and len(live) < workers:
                 live.append(_Child(waiting.popleft(), workspace, folder))
             time.sleep(PAUSE_S)
-            for one in [one for one in live if one.process.poll() is not None]:
+            for one in [one for one in live if one.process.exitcode is not None]:
                 live.remove(one)
                 yield one.ended()
     finally:
         for one in live:
             one.process.terminate()
         for one in live:
-            one.process.wait()
+            one.process.join()
 
 
 class _Child:
@@ -68,31 +76,50 @@ class _Child:
     def __init__(self, run: Run, workspace: Workspace, folder: Path) -> None:
         self.run = run
         self._started = time.monotonic()
-        name = run.experiment.name
-        file = folder / "experiments" / f"{name}.yaml"
-        self._log = folder / "logs" / f"{name}.log"
+        file = folder / "experiments" / f"{run.experiment.name}.yaml"
+        self._log = folder / "logs" / f"{run.experiment.name}.log"
         for one in (file, self._log):
             one.parent.mkdir(parents=True, exist_ok=True)
-        write_text(
-            file, yaml.safe_dump(run.experiment.model_dump(mode="json", exclude_unset=True), sort_keys=False)
-        )
-        command = [sys.executable, "-m", "prefloop.cli", "run", str(file), "--workspace", str(workspace.root)]
-        with self._log.open("w", encoding="utf-8") as log:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | ONE_THREAD,
-            )
+        write_text(file, _spelled(run.experiment))
+        self._log.unlink(missing_ok=True)
+        self.process = _context().Process(target=_run, args=(file, workspace.root, self._log))
+        self.process.start()
 
     def ended(self) -> Ended:
         """What became of it."""
         seconds = time.monotonic() - self._started
         error = None
-        if self.process.returncode:
-            error = last_words(self._log.read_text(encoding="utf-8", errors="replace"))
+        if self.process.exitcode:
+            log = self._log.read_text(encoding="utf-8", errors="replace") if self._log.is_file() else ""
+            error = last_words(log) or f"its process ended with {self.process.exitcode}, without a word"
         return Ended(self.run, seconds, error, self._log)
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    known = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in known else "spawn")
+    context.set_forkserver_preload(list(IMPORTED_ONCE))
+    return context
+
+
+def _spelled(x: Experiment) -> str:
+    """An experiment file, of a run on one thread unless it says otherwise."""
+    runtime = x.runtime.model_copy(update={"threads": x.runtime.threads or 1})
+    values = x.model_dump(mode="json", exclude_unset=True)
+    return yaml.safe_dump(
+        values | {"runtime": runtime.model_dump(mode="json", exclude_unset=True)}, sort_keys=False
+    )
+
+
+def _run(file: Path, workspace: Path, log: Path) -> None:
+    """What a child process does: the command, with all that it prints going to a file."""
+    from prefloop import cli
+
+    with log.open("w", encoding="utf-8") as output:
+        for stream in (1, 2):
+            os.dup2(output.fileno(), stream)
+    sys.argv = ["prefloop", "run", str(file), "--workspace", str(workspace)]
+    cli.main()
 
 
 def last_words(log: str) -> str:
@@ -101,7 +128,7 @@ def last_words(log: str) -> str:
     starts = [
         place for place, one in enumerate(lines) if re.match(r"[\w.]*(Error|Unavailable|Waiting):", one)
     ]
-    return " ".join(lines[starts[-1] :] if starts else lines[-1:]) or "it was killed without a word"
+    return " ".join(lines[starts[-1] :] if starts else lines[-1:])
 
 
 def seconds_left(
