@@ -10,8 +10,9 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import yaml
@@ -50,7 +51,9 @@ def is_finished(entries: Sequence[Entry]) -> bool:
     return all(one.artefact.exists for one in entries)
 
 
-def run_all(runs: Sequence[Run], workspace: Workspace, folder: Path, *, workers: int) -> Iterator[Ended]:
+def run_all(
+    runs: Sequence[Run], workspace: Workspace, folder: Path, *, workers: int
+) -> Generator[Ended, None, None]:
     """Runs them, so many at once, and tells of each when it has ended. Closed before the end, it ends those under way, which
     lose no more than they would by a kill."""
     waiting = deque(runs)
@@ -95,7 +98,7 @@ class _Child:
         return Ended(self.run, seconds, error, self._log)
 
 
-def _context() -> multiprocessing.context.BaseContext:
+def _context() -> BaseContext:
     known = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in known else "spawn")
     context.set_forkserver_preload(list(IMPORTED_ONCE))
