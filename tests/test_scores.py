@@ -12,7 +12,6 @@ import pytest
 from scipy import optimize
 from typer.testing import CliRunner
 
-from conftest import SHARED
 from prefloop.cli import app
 from prefloop.interfaces import InputError
 from prefloop.scoring import (
@@ -24,8 +23,6 @@ from prefloop.scoring import (
     reward_bench,
     truthful_qa,
 )
-
-DATA = SHARED / "data"
 
 
 def command(*words) -> list[dict]:
@@ -60,8 +57,8 @@ def named(prefix: str, found: list[dict], *, subject: bool = True) -> dict[str, 
     return numbers
 
 
-def alpaca_numbers() -> dict[str, float]:
-    folder = DATA / "alpaca_eval"
+def alpaca_numbers(data: Path) -> dict[str, float]:
+    folder = data / "alpaca_eval"
     inputs = ("--inputs", folder)
 
     def score(file, *more):
@@ -88,8 +85,8 @@ def alpaca_numbers() -> dict[str, float]:
     return {name.replace("lc_win_rate_bootstrap_se", "lc_bootstrap_se"): one for name, one in numbers.items()}
 
 
-def mt_bench_numbers() -> dict[str, float]:
-    file = DATA / "mt_bench" / "judgements_gpt4_single.jsonl.gz"
+def mt_bench_numbers(data: Path) -> dict[str, float]:
+    file = data / "mt_bench" / "judgements_gpt4_single.jsonl.gz"
     numbers = named("mt_bench", command("score", "mt-bench", file))
     models = ("mamba_0_5_dpo_ep1", "mamba_0_5_dpo_ep3", "mamba_0_875_dpo_ep1")
     for ours, theirs in ((1, 0), (2, 0), (2, 1)):
@@ -101,8 +98,8 @@ def mt_bench_numbers() -> dict[str, float]:
     return {name.replace("half_width of mean", "half_width_questions"): one for name, one in numbers.items()}
 
 
-def arena_numbers() -> dict[str, float]:
-    folder = DATA / "arena_hard"
+def arena_numbers(data: Path) -> dict[str, float]:
+    folder = data / "arena_hard"
     numbers = named("arena_hard", command("score", "arena-hard", folder / "battles_v0.1.jsonl.gz"))
     early = "early_single_judgements_gpt-3.5-turbo-1106"
     numbers |= named(
@@ -114,30 +111,30 @@ def arena_numbers() -> dict[str, float]:
     return numbers
 
 
-def judge_numbers() -> dict[str, float]:
+def judge_numbers(data: Path) -> dict[str, float]:
     numbers = {}
     for name in ("Adversarial_Neighbor", "Natural"):
         prefix = f"llmbar/{name}"
-        numbers |= named(prefix, command("score", "judge", DATA / "llmbar" / f"{name}.json"), subject=False)
-        verdicts = command("score", "judge", DATA / "llmbar" / f"{name}_gpt4_vanilla_verdicts.json")
+        numbers |= named(prefix, command("score", "judge", data / "llmbar" / f"{name}.json"), subject=False)
+        verdicts = command("score", "judge", data / "llmbar" / f"{name}_gpt4_vanilla_verdicts.json")
         numbers |= {
             f"{prefix}/gpt4_vanilla_{key}": one["value"] for key, one in verdicts[0]["figures"].items()
         }
     for file in ("bon11_tulu_alpacaeval/groups", "hh_rlhf/harmless_pairs", "oasst_en100/ranked"):
-        found = command("score", "judge", DATA / f"{file}.jsonl.gz")
+        found = command("score", "judge", data / f"{file}.jsonl.gz")
         numbers |= named(file.partition("/")[0], found, subject=False)
     return numbers
 
 
-def other_numbers(tmp_path) -> dict[str, float]:
-    solutions = command("score", "gsm8k", DATA / "gsm8k" / "graded_solutions.jsonl.gz")
+def other_numbers(data: Path, tmp_path) -> dict[str, float]:
+    solutions = command("score", "gsm8k", data / "gsm8k" / "graded_solutions.jsonl.gz")
     numbers = named("gsm8k", solutions)
     numbers["gsm8k/num_questions"] = solutions[0]["figures"]["num_questions"]["value"]
     numbers |= named(
-        "rewardbench", command("score", "reward-bench", DATA / "rewardbench" / "section_example.csv")
+        "rewardbench", command("score", "reward-bench", data / "rewardbench" / "section_example.csv")
     )
     for version in ("v0", "2021-10"):
-        file = DATA / "truthfulqa" / f"mc_task_{version}.json"
+        file = data / "truthfulqa" / f"mc_task_{version}.json"
         numbers |= named(f"truthfulqa/{version}", command("score", "truthful-qa", file), subject=False)
         questions, draw = truthful_qa.read_questions(str(file)), random.Random(42)
         random.Random(42).shuffle(questions)
@@ -167,13 +164,18 @@ def other_numbers(tmp_path) -> dict[str, float]:
 
 @pytest.mark.shared
 @pytest.mark.slow
-def test_every_number_that_was_published_or_derived_comes_out(tmp_path):
+def test_every_number_that_was_published_or_derived_comes_out(shared, tmp_path):
+    data = shared / "data"
     numbers = (
-        alpaca_numbers() | mt_bench_numbers() | arena_numbers() | judge_numbers() | other_numbers(tmp_path)
+        alpaca_numbers(data)
+        | mt_bench_numbers(data)
+        | arena_numbers(data)
+        | judge_numbers(data)
+        | other_numbers(data, tmp_path)
     )
     items = [
         one
-        for one in json.loads((DATA / "expected.json").read_text())["items"]
+        for one in json.loads((data / "expected.json").read_text())["items"]
         if one["id"].startswith(tuple(f"{name}/" for name in EVALUATED)) and not one["id"].endswith(ELSEWHERE)
     ]
     assert len(items) == 415 + 139

@@ -117,7 +117,7 @@ label = typer.Typer(
 )
 app.add_typer(label, name="label")
 app.add_typer(scores.app, name="score")
-app.command("compare")(scores.compare)
+app.command("compare", epilog=scores.COMPARE_EPILOG)(scores.compare)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ app = typer.Typer(
     epilog="Example: `prefloop score mt-bench gpt-4_single.jsonl`. Nothing is asked of a model or of the network.",
     no_args_is_help=True,
 )
+COMPARE_EPILOG = "Example: `prefloop compare model-2 model-1 gpt-4_single.jsonl --benchmark mt-bench`."
 console = Console()
 T = TypeVar("T")
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # the page is imported when it is written
     from prefloop.studies.report import Failed, Result
 
 EPILOG = (
+    "Example: `prefloop study algorithms --arm ppo --seeds 1 --first-seed 100` tries one out before it runs whole. "
     f"Built in are {', '.join(definition.built_in())}. "
-    "Try one before it runs whole: `prefloop study algorithms --arm ppo --seeds 1 --first-seed 100`. "
     "Make your own: `prefloop study algorithms --definition > mine.yaml`, change it, `prefloop study mine.yaml`."
 )
 
