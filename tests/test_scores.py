@@ -138,23 +138,21 @@ def other_numbers(data: Path, tmp_path) -> dict[str, float]:
         numbers |= named(f"truthfulqa/{version}", command("score", "truthful-qa", file), subject=False)
         questions, draw = truthful_qa.read_questions(str(file)), random.Random(42)
         random.Random(42).shuffle(questions)
-        rows, constant, split = [], [], []
+        rows, constant = [], []
         for one in questions:
             logps = {name: [-draw.random() for _ in getattr(one, name).texts] for name in ("mc1", "mc2")}
             rows.append({"question": one.text, **logps})
             constant.append(
                 {"question": one.text, **{name: [-1.0] * len(some) for name, some in logps.items()}}
             )
-            chances = np.exp(logps["mc2"])
-            split.append(chances[: one.mc2.labels.index(0)].sum() / chances.sum())
         (golden,) = command(
             "score", "truthful-qa", write(tmp_path / "logps.jsonl", rows), "--questions", file
         )
         figures = golden["figures"]
         numbers[f"truthfulqa/{version}/mc1_golden"] = figures["mc1"]["value"] / 100
         numbers[f"truthfulqa/{version}/mc2_label_mask"] = figures["mc2"]["value"] / 100
-        # the reading before 2025, which prefloop does not offer
-        numbers[f"truthfulqa/{version}/mc2_golden_first_zero_split"] = float(np.mean(split))
+        old = figures["mc2_first_zero_split"]["value"] / 100
+        numbers[f"truthfulqa/{version}/mc2_golden_first_zero_split"] = old
         (same,) = command(
             "score", "truthful-qa", write(tmp_path / "same.jsonl", constant), "--questions", file
         )
@@ -322,6 +320,13 @@ def test_strong_verdicts_count_three_rows_and_unreadable_games_drop_the_question
     assert found["figures"]["score"]["value"] == pytest.approx(100 * 4.5 / 6)
     assert found["figures"]["question_mean"]["value"] == pytest.approx(100 * (1 + 0.25) / 2)
     assert found["rows"]["dropped"] == {"unreadable_verdict": 1}
+
+
+def test_ratings_that_cannot_be_are_counted_and_left_out(tmp_path):
+    rows = [{"question_id": 81, "model": "m", "judgment": f"[[{value}]]"} for value in (4, 0, 11, 6, "good")]
+    (found,) = mt_bench.score(write(tmp_path / "ratings.jsonl", rows), draws=2)
+    assert found.figures["mean"].value == 5
+    assert found.dropped == {"rating_out_of_range": 2, "unreadable_rating": 1}
 
 
 def test_a_rating_is_the_first_in_double_brackets():

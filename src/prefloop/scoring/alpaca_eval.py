@@ -13,12 +13,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from prefloop.interfaces import InputError
-from prefloop.scoring.figures import Figure, Scored, counted, interval, mean_figure, text_of
+from prefloop.scoring.figures import (
+    Figure,
+    Scored,
+    counted,
+    interval,
+    mean_figure,
+    percentiles,
+    resampled,
+    text_of,
+)
 from prefloop.scoring.reading import Row, has, need, number, rows_of, unknown_format
 
 NAME = "alpaca_eval_2"
@@ -289,9 +297,8 @@ def score_verdicts(verdicts: Verdicts, inputs: Inputs | None, *, draws: int) -> 
         hard = None if difficulty is None else difficulty[drawn]
         return lc_win_rate(scores[drawn], gaps[drawn], hard, gamed)
 
-    rates = bootstrap(n, again, draws)
-    low, high = np.quantile(rates, [0.025, 0.975])
-    figures[name] = Figure(lc_win_rate(scores, gaps, difficulty, gamed), n, float(low), float(high))
+    rates = resampled(n, again, draws=draws)
+    figures[name] = Figure(lc_win_rate(scores, gaps, difficulty, gamed), n, *percentiles(rates))
     figures[f"{name}_bootstrap_se"] = Figure(float(rates.std(ddof=1)), n)
     if difficulty is not None:
         without = lc_win_rate(scores, gaps, difficulty, None)
@@ -301,12 +308,6 @@ def score_verdicts(verdicts: Verdicts, inputs: Inputs | None, *, draws: int) -> 
             f"no verdict on {len(missing)} of {n + len(missing)} instructions: {_some(missing)}"
         )
     return scored
-
-
-def bootstrap(n: int, measure: Any, draws: int) -> np.ndarray:
-    """A measure of so many samples of n units, [draws]."""
-    rng = np.random.default_rng(0)
-    return np.array([measure(rng.integers(n, size=n)) for _ in range(draws)])
 
 
 def _some(keys: Sequence[Key]) -> str:

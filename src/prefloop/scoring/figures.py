@@ -70,12 +70,21 @@ Resampled = Callable[[np.ndarray], float]
 """A number of the units drawn: their places, with repetitions."""
 
 
-def interval(number: int, measure: Resampled, *, draws: int, seed: int = 0) -> tuple[float, float]:
-    """The percentile bootstrap interval of a measure over `number` units, such as prompts."""
+def resampled(number: int, measure: Resampled, *, draws: int, seed: int = 0) -> np.ndarray:
+    """A measure of so many samples, with repetitions, of `number` units such as prompts: [draws]."""
     rng = np.random.default_rng(seed)
-    found = [measure(rng.integers(number, size=number)) for _ in range(draws)]
+    return np.array([measure(rng.integers(number, size=number)) for _ in range(draws)])
+
+
+def percentiles(found: np.ndarray) -> tuple[float, float]:
+    """The ends of the percentile interval of bootstrap samples."""
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def interval(number: int, measure: Resampled, *, draws: int) -> tuple[float, float]:
+    """The percentile bootstrap interval of a measure over `number` units."""
+    return percentiles(resampled(number, measure, draws=draws))
 
 
 def mean_figure(values: Sequence[float] | np.ndarray, *, draws: int, times: float = 1.0) -> Figure:

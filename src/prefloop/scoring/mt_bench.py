@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction"
 FIRST_QUESTION, EACH = 81, 10
 """Questions 81 to 160, ten of each category."""
 FORMATS = {"judgements": ("question_id", "judgment")}
+LOWEST, HIGHEST = 1, 10
 MISSING = -1
 """What FastChat stores for a rating that it could not read."""
 
@@ -51,9 +52,9 @@ def category_of(question: object) -> str | None:
 class Read:
     """What a file says about one model."""
 
-    ratings: list[Rating]
+    ratings: list[Rating] = field(default_factory=list)
     rows_in: int = 0
-    dropped: Counter[str] | None = None
+    dropped: Counter[str] = field(default_factory=Counter)
     equal: int = 0
     """Rows whose stored score is the one that is read."""
     stored: int = 0
@@ -66,18 +67,18 @@ def read_ratings(path: str) -> dict[str, Read]:
         if not has(row, FORMATS["judgements"]):
             raise unknown_format(path, row, FORMATS)
         model = str(row.get("model") or "model")
-        mine = found.setdefault(model, Read([], dropped=Counter()))
+        mine = found.setdefault(model, Read())
         mine.rows_in += 1
         value = rating_of(str(row["judgment"] or ""))
         if "score" in row:
             mine.stored += 1
             mine.equal += _same(row, value)
         if value is None:
-            assert mine.dropped is not None
             mine.dropped["unreadable_rating"] += 1
             continue
-        if not 1 <= value <= 10:
-            raise InputError(f"{place}: the rating is {value:g}; ratings go from 1 to 10")
+        if not LOWEST <= value <= HIGHEST:
+            mine.dropped["rating_out_of_range"] += 1
+            continue
         question = need(row, "question_id", place)
         mine.ratings.append(Rating(str(question), int(row.get("turn") or 1), category_of(question), value))
     return found
@@ -103,12 +104,11 @@ def score(path: str, *, draws: int, models: Sequence[str] = ()) -> list[Scored]:
 
 
 def _scored(model: str, read: Read, draws: int) -> Scored:
-    dropped = read.dropped or Counter()
-    found = Scored(NAME, model, {}, read.rows_in, dropped)
+    found = Scored(NAME, model, {}, read.rows_in, read.dropped)
     figures, ratings = found.figures, read.ratings
     figures["num_rows"] = counted(read.rows_in, read.rows_in)
     figures["num_ratings"] = counted(len(ratings), len(ratings))
-    figures["num_unparsable"] = counted(dropped["unreadable_rating"], read.rows_in)
+    figures["num_unparsable"] = counted(read.dropped["unreadable_rating"], read.rows_in)
 
     def mean(some: Sequence[Rating]) -> Figure:
         if not some:
