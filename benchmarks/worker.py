@@ -61,6 +61,7 @@ def measure(case: Case, side: Side, folders: dict[str, Path], threads: int) -> M
     small = replace(
         case,
         model=WARM_UP,
+        rl={key: value for key, value in case.rl.items() if key != "frozen_layers"},  # it has but one layer
         data=replace(case.data, num_prompts=case.prompts_per_step, prompt_length=8, completion_length=8),
     )
     with dtypes_of_first_linear() as dtypes:

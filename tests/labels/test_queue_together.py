@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 
-from labels.small_store import SmallStore, check
+from labels.small_store import PROJECT, SmallStore, check
+from prefloop.labels import oversight
 from prefloop.labels.errors import Conflict, Frozen, LabelError
-from prefloop.labels.schema import judgement, lease, round_, task
+from prefloop.labels.schema import judgement, lease, quality, round_, task
 
 pytestmark = pytest.mark.postgresql
 AT_ONCE = 8
@@ -124,3 +125,18 @@ def test_a_refusal_is_a_refusal_on_postgresql_too(postgres_store):
     with pytest.raises(LabelError):
         store.submit(a, token, {"strength": 99})
     assert len(store.rows(lease)) == 1
+
+
+def test_workers_that_keep_figures_at_once_take_turns(postgres_store):
+    store = postgres_store
+    store.project()
+    people = [store.person().id for _ in range(5)]
+    figures = {id: {"judgements": 3} for id in people}
+
+    def keep() -> None:
+        store.database.write(lambda c: oversight.keep_quality(c, store.now, PROJECT, figures))
+
+    for _ in range(5):
+        at_once([keep] * AT_ONCE)
+    assert {row.annotator_id for row in store.rows(quality)} == set(people)
+    assert len(store.rows(quality)) == 5

@@ -1,5 +1,8 @@
 """Tests of the figures about labels, against hand calculation."""
 
+import threading
+import time
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +11,7 @@ from tests.web.overseeing import START_MS, Office, office, pair
 
 from prefloop.labels import rounds
 from prefloop.labels.browsing import Filter
+from prefloop.labels.errors import LabelError
 from prefloop.labels.oversight import projects_to_keep
 from prefloop.labels.projects import ProjectConfig
 from prefloop.labels.publish import add_project
@@ -287,3 +291,68 @@ def test_a_result_is_computed_once_for_a_watermark_and_anew_when_asked():
     assert kept.get("key", 2, compute, anew=False) == 1  # a minute old at most
     assert kept.get("key", 2, compute, anew=True) == 2
     assert kept.get("other", 2, compute, anew=False) == 3
+
+
+@dataclass
+class Slow(Kept[str]):
+    """Computes when it is told to."""
+
+    go: threading.Event = field(default_factory=threading.Event)
+
+    def get(self, key, watermark, compute, *, anew) -> str:
+        self.go.wait(20)
+        return super().get(key, watermark, compute, anew=anew)
+
+
+def test_what_takes_long_is_computed_beside_and_the_result_of_before_is_shown_meanwhile():
+    kept, calls = Slow(fresh_s=0, patience_s=0.01), []
+
+    def compute() -> str:
+        calls.append(1)
+        return f"result {len(calls)}"
+
+    assert kept.soon("key", 1, compute, anew=False) is None
+    assert kept.soon("key", 1, compute, anew=False) is None
+    kept.go.set()
+    kept.patience_s = 10
+    assert kept.soon("key", 1, compute, anew=False) == "result 1"  # all of them waited for the same
+    kept.go.clear()
+    kept.patience_s = 0.01
+    assert kept.soon("key", 1, compute, anew=False) == "result 1"
+    time.sleep(0.01)  # it is not of this moment any more
+    assert kept.soon("key", 2, compute, anew=False) == "result 1"  # of before
+    kept.go.set()
+    kept.patience_s = 10
+    assert kept.soon("key", 2, compute, anew=False) == "result 2"
+
+
+def test_a_failure_beside_is_told_to_the_next_visit_and_tried_again_after_that():
+    kept = Slow(patience_s=0.01)
+
+    def fails() -> str:
+        raise LabelError("the store is away")
+
+    assert kept.soon("key", 1, fails, anew=False) is None
+    kept.go.set()
+    kept.patience_s = 10
+    with pytest.raises(LabelError, match="away"):
+        kept.soon("key", 1, fails, anew=False)
+    assert kept.soon("key", 1, lambda: "there", anew=False) == "there"
+
+
+def test_pages_say_that_figures_are_being_computed(desk):
+    four_tasks(desk)
+    remembered = desk.app.state.remembered
+    remembered.quality, remembered.rounds = Slow(patience_s=0.01), Slow(patience_s=0.01)
+    lead = desk.visit("Lea")
+    page = lead.get("/lead/pairs/quality?kind=pairwise").text
+    assert "being computed" in page
+    assert 'hx-get="/lead/pairs/quality?round=&amp;kind=pairwise&amp;annotator="' in page
+    page = lead.get("/lead/pairs/rounds/1").text
+    assert "being computed" in page and 'hx-get="/lead/pairs/rounds/1"' in page
+    for one in (remembered.quality, remembered.rounds):
+        one.go.set()
+        one.patience_s = 10
+    assert "bootstrap over prompts" in lead.get("/lead/pairs/quality?kind=pairwise").text
+    page = lead.get("/lead/pairs/rounds/1").text
+    assert "It has said nothing about these tasks" in page and "being computed" not in page

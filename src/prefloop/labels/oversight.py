@@ -114,6 +114,10 @@ def keep_quality(
 ) -> None:
     """Keeps today's figures about each person; those of an earlier hour of the day go."""
     day = _day(now)
+    # workers that do so at once take turns; FOR NO KEY UPDATE does not hold up those who judge
+    connection.execute(
+        sa.select(project.c.id).where(project.c.id == project_id).with_for_update(key_share=True)
+    )
     known = sa.select(annotator.c.id).where(annotator.c.id.in_(list(figures)))
     there = set(connection.execute(known).scalars())
     connection.execute(
@@ -189,28 +193,34 @@ def label_ages(connection: sa.Connection, project_id: str, round_id: str) -> dic
 
     The age is how far the newest policy of the task is behind the newest one that the project has seen.
     """
+    newer = judgement.alias("newer")
+    answers = (
+        sa.select(judgement.c.task_id, sa.func.count().label("number"))
+        .where(judgement.c.round_id == round_id, judgement.c.kind == "human", judgement.c.state == "valid")
+        .where(~sa.exists().where(newer.c.supersedes == judgement.c.id))
+        .group_by(judgement.c.task_id)
+        .subquery()
+    )
     first, second = completion.alias("first"), completion.alias("second")
     of_first, of_second = policy.alias("of_first"), policy.alias("of_second")
-    newer = judgement.alias("newer")
     iteration = sa.case(
         (sa.func.coalesce(of_second.c.iteration, -1) > of_first.c.iteration, of_second.c.iteration),
         else_=of_first.c.iteration,
     ).label("iteration")
     each = (
-        sa.select(iteration)
-        .select_from(judgement)
-        .join(task, task.c.id == judgement.c.task_id)
+        sa.select(iteration, answers.c.number)
+        .select_from(answers)
+        .join(task, task.c.id == answers.c.task_id)
         .join(first, first.c.id == task.c.completion_ids[0].as_string())
         .join(of_first, of_first.c.id == first.c.policy_id)
         .outerjoin(second, second.c.id == task.c.completion_ids[1].as_string())
         .outerjoin(of_second, of_second.c.id == second.c.policy_id)
-        .where(judgement.c.round_id == round_id, judgement.c.kind == "human", judgement.c.state == "valid")
-        .where(~sa.exists().where(newer.c.supersedes == judgement.c.id))
         .subquery()
     )
-    rows = connection.execute(sa.select(each.c.iteration, sa.func.count()).group_by(each.c.iteration)).all()
+    total = sa.func.sum(each.c.number)
+    rows = connection.execute(sa.select(each.c.iteration, total).group_by(each.c.iteration)).all()
     newest = _newest_iteration(connection, project_id)
-    return {newest - row[0]: row[1] for row in sorted(rows, key=lambda row: -row[0])}
+    return {newest - row[0]: int(row[1]) for row in sorted(rows, key=lambda row: -row[0])}
 
 
 def _newest_iteration(connection: sa.Connection, project_id: str) -> int:

@@ -1,12 +1,16 @@
-"""How well the reward model of a round foresaw what people say: accuracy, calibration, a reliability diagram."""
+"""How well the reward model of a round foresaw what people say: accuracy, calibration, a reliability diagram.
 
-from collections.abc import Sequence
+With how old what they judged was, these are the figures of a round that take time to compute.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
+from prefloop.labels import oversight
 from prefloop.labels.values import p_a_of
 from prefloop.statistics import clustered_interval, wilson_interval
 
@@ -57,6 +61,21 @@ class RewardReport:
     bins: tuple[Bin, ...]
     n: int
     """Choices and ties."""
+
+
+@dataclass(frozen=True)
+class RoundFigures:
+    """What is computed of all judgements of a round."""
+
+    report: RewardReport
+    ages: Mapping[int, int]
+    """Judgements by how many policy versions old what they are about is."""
+
+
+def round_figures(connection: sa.Connection, project_id: str, round_id: str) -> RoundFigures:
+    """From the store as it is."""
+    report = reward_report(oversight.reward_verdicts(connection, round_id))
+    return RoundFigures(report, oversight.label_ages(connection, project_id, round_id))
 
 
 def reward_report(verdicts: Sequence[sa.Row[Any]]) -> RewardReport:

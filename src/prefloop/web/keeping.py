@@ -18,10 +18,10 @@ KEEP_AFTER_MS = 60 * 60 * 1000
 LOOK_EVERY_S = 60.0
 
 
-def figures(database: Database, kept: Kept[Quality], wanted: Filter, *, anew: bool) -> Quality:
-    """The figures on a filter, as they are in memory or computed."""
+def figures(database: Database, kept: Kept[Quality], wanted: Filter, *, anew: bool) -> Quality | None:
+    """The figures on a filter, as they are in memory or computed; None where that takes long, and none were before."""
     watermark = database.read(lambda connection: newest_judgement(connection, wanted.project_id))
-    return kept.get(wanted, watermark, lambda: compute_and_keep(database, wanted), anew=anew)
+    return kept.soon(wanted, watermark, lambda: compute_and_keep(database, wanted), anew=anew)
 
 
 def compute_and_keep(database: Database, wanted: Filter) -> Quality:
@@ -45,7 +45,9 @@ def keep_what_is_due(database: Database, kept: Kept[Quality]) -> float:
     if not due:
         return LOOK_EVERY_S
     started = time.monotonic()
-    figures(database, kept, Filter(due[0]), anew=True)
+    wanted = Filter(due[0])
+    watermark = database.read(lambda connection: newest_judgement(connection, wanted.project_id))
+    kept.get(wanted, watermark, lambda: compute_and_keep(database, wanted), anew=True)
     return pause_s(time.monotonic() - started, waiting=len(due) - 1)
 
 

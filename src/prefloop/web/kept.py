@@ -3,6 +3,8 @@
 import threading
 import time
 from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -12,6 +14,8 @@ FRESH_S = 60.0
 TIMES_ITS_COST = 20.0
 """What took long is kept longer: figures take a twentieth of the time at most."""
 MOST_KEPT = 64
+PATIENCE_S = 1.0
+"""How long a page waits for a result that is being computed."""
 
 
 @dataclass
@@ -27,8 +31,32 @@ class Kept(Generic[V]):
     """Results by project and filter. One is computed at a time, so that a dashboard cannot crowd out those who judge."""
 
     fresh_s: float = FRESH_S
+    patience_s: float = PATIENCE_S
     _found: dict[Hashable, _Kept[V]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _coming: dict[Hashable, Future[V]] = field(default_factory=dict)
+    _beside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "kept"))
+
+    def soon(self, key: Hashable, watermark: int, compute: Callable[[], V], *, anew: bool) -> V | None:
+        """Like `get`, but waits only so long; then gives the result of before, or None for the first one.
+
+        It is computed on in a thread of its own, where `compute` may not use what the caller will have closed by then.
+        """
+        if (kept := self._usable(key, watermark)) is not None and not anew:
+            return kept
+        coming = self._coming.get(key)
+        if coming is None:
+            coming = self._beside.submit(self.get, key, watermark, compute, anew=anew)
+            self._coming[key] = coming
+            coming.add_done_callback(lambda done: done.exception() or self._coming.pop(key, None))
+        try:
+            return coming.result(self.patience_s)
+        except NotYet:
+            before = self._found.get(key)
+            return None if before is None else before.value
+        except Exception:
+            self._coming.pop(key, None)  # told once; the next visit tries again
+            raise
 
     def get(self, key: Hashable, watermark: int, compute: Callable[[], V], *, anew: bool) -> V:
         """The result for this key, computed where there is none, or where it is too old for the watermark."""

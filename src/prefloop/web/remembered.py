@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from prefloop.labels.rounds import Standing
-from prefloop.web.calibrating import RewardReport
+from prefloop.web.calibrating import RoundFigures
 from prefloop.web.disagreements import Disagreements
 from prefloop.web.kept import Kept
 from prefloop.web.quality import Quality
@@ -16,7 +16,7 @@ class Remembered:
     """Figures and queues."""
 
     quality: Kept[Quality] = field(default_factory=Kept[Quality])
-    rewards: Kept[RewardReport] = field(default_factory=Kept[RewardReport])
+    rounds: Kept[RoundFigures] = field(default_factory=Kept[RoundFigures])
     standings: Kept[tuple[Standing, int]] = field(default_factory=lambda: Kept(fresh_s=2.0))
     """How far a round is, and how many judgements are new in it."""
     disagreements: Disagreements = field(default_factory=Disagreements)

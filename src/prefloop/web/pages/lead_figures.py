@@ -14,7 +14,7 @@ from prefloop.labels.errors import Conflict, NotFound
 from prefloop.labels.projects import KINDS
 from prefloop.labels.rounds import Round, Standing
 from prefloop.labels.streaming import newest_judgement
-from prefloop.web.calibrating import reward_report
+from prefloop.web.calibrating import RoundFigures, round_figures
 from prefloop.web.drift import questions_in
 from prefloop.web.keeping import figures
 from prefloop.web.pages.lead import Desk, Leading, Text, render, seen
@@ -63,7 +63,7 @@ async def quality(
         desk,
         "quality",
         quality=found,
-        drifted=questions_in(found.versions),
+        drifted=questions_in(found.versions) if found is not None else (),
         wanted=wanted,
         kinds=KINDS,
         **about,
@@ -85,19 +85,27 @@ class RoundView:
 
 def _views(request: Request, connection: sa.Connection, project_id: str) -> list[RoundView]:
     """Rounds of a project, the newest first."""
-    kept, newest = remembered(request).standings, newest_judgement(connection, project_id)
+    newest = newest_judgement(connection, project_id)
     found: list[RoundView] = []
     before = 0
     for one in rounds.rounds_of(connection, project_id):
-
-        def count(one: Round = one, before: int = before) -> tuple[Standing, int]:
-            new = oversight.judgements_after(connection, project_id, before) if one.state == "open" else 0
-            return rounds.standing(connection, one.id), new
-
-        counted = kept.get((one.id, one.state), one.watermark or newest, count, anew=False)
-        found.append(RoundView(one, *counted))
+        found.append(_view(request, connection, one, before, newest))
         before = one.watermark or before
     return found[::-1]
+
+
+def _view(
+    request: Request, connection: sa.Connection, one: Round, before: int, newest: int
+) -> RoundView:
+    """A round that follows one whose watermark is `before`."""
+
+    def count() -> tuple[Standing, int]:
+        is_open = one.state == "open"
+        new = oversight.judgements_after(connection, one.project_id, before) if is_open else 0
+        return rounds.standing(connection, one.id), new
+
+    kept, key = remembered(request).standings, (one.id, one.state)
+    return RoundView(one, *kept.get(key, one.watermark or newest, count, anew=False))
 
 
 @router.get("/{project_id}/rounds")
@@ -115,28 +123,30 @@ async def round_page(request: Request, desk: Leading, number: int) -> HTMLRespon
 
 
 async def _round_values(request: Request, desk: Desk, number: int) -> dict[str, Any]:
+    database, kept = database_of(request), remembered(request).rounds
+
     def find(connection: sa.Connection) -> dict[str, Any]:
         views = _views(request, connection, desk.id)
         view = next((one for one in views if one.round.number == number), None)
         if view is None:
             raise NotFound(f"this project has no round {number}")
-        report = remembered(request).rewards.get(
-            view.round.id,
-            newest_judgement(connection, desk.id),
-            lambda: reward_report(oversight.reward_verdicts(connection, view.round.id)),
-            anew=False,
-        )
         return {
             "view": view,
-            "report": report,
-            "ages": oversight.label_ages(connection, desk.id, view.round.id),
+            "newest": newest_judgement(connection, desk.id),
             "flips": adjudicating.flips(connection, desk.id, round_number=number),
             "decision": rounds.decisions(connection, desk.id).get(view.round.policy_out),
             "evaluation": _evaluation(connection, view.round.id),
         }
 
     found = await read(request, find)
-    return found | {"actions": [one for one in ACTIONS if _hindrance(found["view"].round, one) is None]}
+    one: Round = found["view"].round
+
+    def compute() -> RoundFigures:
+        return database.read(lambda connection: round_figures(connection, desk.id, one.id))
+
+    figures = await run_in_threadpool(kept.soon, one.id, found.pop("newest"), compute, anew=False)
+    actions = [action for action in ACTIONS if _hindrance(one, action) is None]
+    return found | {"figures": figures, "actions": actions}
 
 
 def _evaluation(connection: sa.Connection, round_id: str) -> dict[str, Any]:
