@@ -98,7 +98,9 @@ def test_everything_is_the_same_every_time_and_a_limit_takes_the_first():
 def test_built_in_names_are_read_where_they_fit_and_named_where_not():
     assert len(read_prompts(SourceSection(path="builtin:tales/dialogues", limit=3)).rows) == 3
     assert len(read_demonstrations(SourceSection(path="builtin:tales/talks", limit=3)).rows) == 3
-    with pytest.raises(InputError, match="builtin:tales/texts or .* is wanted here; built in are .*tales/verdicts"):
+    with pytest.raises(
+        InputError, match="builtin:tales/texts or .* is wanted here; built in are .*tales/verdicts"
+    ):
         read_texts(SourceSection(path="builtin:tales/verdicts"))
     with pytest.raises(InputError, match="a file is wanted here"):
         verdicts.read_steps(SourceSection(path="builtin:tales/verdicts"))

@@ -2,7 +2,7 @@
 
 `newcomer` has judged nothing; `veteran` has judged the first half of the open tasks, which a claim must not walk through
 again and again. Each asks alone and without a pause, over HTTP; `everybody` asks together, with a second of thought. `lead`
-opens the pages of a lead, the first time and once more: figures are kept in memory.
+opens the pages of a lead, the first time and twice more, and on until the figures are there that are computed meanwhile.
 """
 
 import json
@@ -38,6 +38,7 @@ TARGETS = {0.95: Target(50.0, better="lower", of="value")}
 LEAD = "lead"
 DASHBOARDS = ("", "/quality", "/rounds", "/rounds/0", "/data", "/gold")
 LONGEST_PAGE_S = 2.0
+COMPUTING = "figures are being computed"
 
 
 def main() -> None:
@@ -107,14 +108,18 @@ def dashboard_rows(size: str, port: int, session: str) -> list[Row]:
     rows = []
     with httpx.Client(base_url=url, cookies={"prefloop_session": session}, timeout=300) as client:
         for path in DASHBOARDS:
-            taken = []
-            for _ in range(3):
+            taken, text = [], ""
+            first = time.monotonic()
+            while len(taken) < 3 or COMPUTING in text:
                 begun = time.monotonic()
-                client.get(f"/lead/{PROJECT}{path}", follow_redirects=True).raise_for_status()
+                text = client.get(f"/lead/{PROJECT}{path}", follow_redirects=True).raise_for_status().text
                 taken.append(time.monotonic() - begun)
+            whole = time.monotonic() - first
             name = f"{size}, page {path or '/'}"
             rows.append(Row(name, "dashboard, s", Spread.of(taken[:1]), target=target))
             rows.append(Row(name, "dashboard again, s", Spread.of(taken[1:]), target=target))
+            if len(taken) > 3:
+                rows.append(Row(name, "until its figures are there, s", Spread.of([whole])))
     return rows
 
 

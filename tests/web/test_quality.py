@@ -343,16 +343,19 @@ def test_a_failure_beside_is_told_to_the_next_visit_and_tried_again_after_that()
 def test_pages_say_that_figures_are_being_computed(desk):
     four_tasks(desk)
     remembered = desk.app.state.remembered
-    remembered.quality, remembered.rounds = Slow(patience_s=0.01), Slow(patience_s=0.01)
+    remembered.quality, remembered.rounds, remembered.standings = [Slow(patience_s=0.01) for _ in range(3)]
     lead = desk.visit("Lea")
     page = lead.get("/lead/pairs/quality?kind=pairwise").text
     assert "being computed" in page
     assert 'hx-get="/lead/pairs/quality?round=&amp;kind=pairwise&amp;annotator="' in page
     page = lead.get("/lead/pairs/rounds/1").text
     assert "being computed" in page and 'hx-get="/lead/pairs/rounds/1"' in page
-    for one in (remembered.quality, remembered.rounds):
+    page = lead.get("/lead/pairs/rounds").text
+    assert "being computed" in page and "every 2s" in page
+    for one in (remembered.quality, remembered.rounds, remembered.standings):
         one.go.set()
         one.patience_s = 10
     assert "bootstrap over prompts" in lead.get("/lead/pairs/quality?kind=pairwise").text
     page = lead.get("/lead/pairs/rounds/1").text
+    assert "every 15s" in lead.get("/lead/pairs/rounds").text
     assert "It has said nothing about these tasks" in page and "being computed" not in page

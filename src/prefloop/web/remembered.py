@@ -17,7 +17,7 @@ class Remembered:
 
     quality: Kept[Quality] = field(default_factory=Kept[Quality])
     rounds: Kept[RoundFigures] = field(default_factory=Kept[RoundFigures])
-    standings: Kept[tuple[Standing, int]] = field(default_factory=lambda: Kept(fresh_s=2.0))
+    standings: Kept[tuple[Standing, int]] = field(default_factory=lambda: Kept(fresh_s=2.0, patience_s=0.5))
     """How far a round is, and how many judgements are new in it."""
     disagreements: Disagreements = field(default_factory=Disagreements)
 

@@ -78,7 +78,8 @@ class RoundView:
     """A round as leads see it."""
 
     round: Round
-    standing: Standing
+    standing: Standing | None
+    """None: it is being counted."""
     new: int
     """Judgements since the round before was frozen."""
 
@@ -89,23 +90,26 @@ def _views(request: Request, connection: sa.Connection, project_id: str) -> list
     found: list[RoundView] = []
     before = 0
     for one in rounds.rounds_of(connection, project_id):
-        found.append(_view(request, connection, one, before, newest))
+        found.append(_view(request, one, before, newest))
         before = one.watermark or before
     return found[::-1]
 
 
-def _view(
-    request: Request, connection: sa.Connection, one: Round, before: int, newest: int
-) -> RoundView:
+def _view(request: Request, one: Round, before: int, newest: int) -> RoundView:
     """A round that follows one whose watermark is `before`."""
 
-    def count() -> tuple[Standing, int]:
+    def count(connection: sa.Connection) -> tuple[Standing, int]:
         is_open = one.state == "open"
         new = oversight.judgements_after(connection, one.project_id, before) if is_open else 0
         return rounds.standing(connection, one.id), new
 
-    kept, key = remembered(request).standings, (one.id, one.state)
-    return RoundView(one, *kept.get(key, one.watermark or newest, count, anew=False))
+    counted = remembered(request).standings.soon(
+        (one.id, one.state),
+        one.watermark or newest,
+        lambda: database_of(request).read(count),
+        anew=False,
+    )
+    return RoundView(one, *(counted or (None, 0)))
 
 
 @router.get("/{project_id}/rounds")
