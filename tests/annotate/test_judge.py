@@ -1,12 +1,12 @@
 """A judge behind a real HTTP server on this machine."""
 
 import json
-import threading
+import math
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from judge_server import Server, said
 
 from prefloop.annotate.judge import JudgeComparer, read_verdict
 from prefloop.config import JudgeAnnotator
@@ -14,57 +14,6 @@ from prefloop.interfaces import InputError, PairTask, Unavailable
 from prefloop.records import Comparison, Message, Prompt, Refusal, file_completion
 
 KEY = "sk-very-secret-0123456789"
-
-
-class Server:
-    """An endpoint whose replies a test chooses; it remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.answer: Callable[[dict], tuple[int, dict[str, str], str]] = lambda body: said("[[A]]")
-        self.bodies: list[dict] = []
-        self.keys: list[str | None] = []
-        self.most_at_once = 0
-        self._now = 0
-        self._lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with outer._lock:
-                    outer.bodies.append(body | {"path": self.path})
-                    outer.keys.append(self.headers["Authorization"])
-                    outer._now += 1
-                    outer.most_at_once = max(outer.most_at_once, outer._now)
-                status, headers, text = outer.answer(body)
-                with outer._lock:
-                    outer._now -= 1
-                data = text.encode()
-                try:
-                    self.send_response(status)
-                    for name, value in headers.items():
-                        self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(data)))
-                    self.end_headers()
-                    self.wfile.write(data)
-                except OSError:
-                    pass  # the client has given up waiting
-
-            def log_message(self, format: str, *args: object) -> None: ...
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def said(text: str) -> tuple[int, dict[str, str], str]:
-    usage = {"prompt_tokens": 100, "completion_tokens": 10}
-    return 200, {}, json.dumps({"choices": [{"message": {"content": text}}], "usage": usage})
 
 
 def question(body: dict) -> str:
@@ -402,3 +351,47 @@ def test_stopping_early_ends_the_requests(server, judge):
     count = len(server.bodies)
     time.sleep(0.1)
     assert len(server.bodies) == count < 100
+
+
+# --- probabilities of the first token ---------------------------------------------------------------------------------
+
+
+def test_probabilities_of_the_first_token_are_a_verdict_in_both_orders(server, judge):
+    # shown first: 0.6 / (0.6 + 0.2) = 0.75; shown second: 0.5, so P(a) = (0.75 + 0.5) / 2
+    shares = iter([{"A": 0.6, " B": 0.15, "B": 0.05, "The": 0.2}, {"A": 0.3, "B": 0.3}])
+    server.answer = lambda body: said("A", {token: math.log(p) for token, p in next(shares).items()})
+    (row,) = judge(verdict="logprobs", concurrency=1).compare([task(1)])
+    assert row.p_a == pytest.approx(0.625)
+    assert [(one["max_tokens"], one["logprobs"], one["top_logprobs"]) for one in server.bodies] == [(1, True, 20)] * 2
+    assert "Answer with one letter" in question(server.bodies[0])
+
+
+def test_neither_letter_among_the_likely_tokens_is_no_verdict(server, judge):
+    server.answer = lambda body: said("The", {"The": -0.1, "I": -3.0, "A": float("nan")})
+    (row,) = judge(verdict="logprobs").compare([task(1)])
+    assert isinstance(row, Refusal) and row.reason == "unreadable_verdict"
+
+
+def test_a_server_without_log_probabilities_is_an_input_error(server, judge):
+    server.answer = lambda body: said("A")
+    with pytest.raises(InputError, match="no log-probabilities.*verdict: text"):
+        list(judge(verdict="logprobs").compare([task(1)]))
+
+
+# --- budget -------------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_asked_beyond_the_budget_and_a_rerun_asks_the_rest(server, judge):
+    # 110 tokens at 10,000 a million are 1.1 a question
+    budget = {"price_per_million_tokens": 10_000, "both_orders": False, "concurrency": 1}
+    tasks = [task(number) for number in range(5)]
+    with pytest.raises(Unavailable, match="spent of max_cost = 3.*run again"):
+        list(judge(**budget, max_cost=3).compare(tasks))
+    assert len(server.bodies) == 3
+    list(judge(**budget, max_cost=3).compare(tasks))
+    assert len(server.bodies) == 5
+
+
+def test_a_budget_without_a_price_is_refused():
+    with pytest.raises(ValueError, match="give price_per_million_tokens"):
+        JudgeAnnotator(kind="judge", base_url="http://127.0.0.1:1/v1", model="m", max_cost=1)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 from tenacity import (
@@ -37,7 +37,6 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 Body = Mapping[str, object]
 """A request as the endpoint's JSON: keys and values are the protocol's."""
-Ask = Callable[[Body], str]
 
 
 class Reply(NamedTuple):
@@ -46,6 +45,11 @@ class Reply(NamedTuple):
     text: str
     prompt_tokens: int
     completion_tokens: int
+    top_logprobs: Mapping[str, float] | None = None
+    """Log-probabilities of the likeliest first tokens, where they were asked for and given."""
+
+
+Ask = Callable[[Body], Reply]
 
 
 class Endpoint:
@@ -65,7 +69,7 @@ class Endpoint:
     def run(self, work: Callable[[Ask, Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
         """Yields `work(ask, job)` for each job, in order, several at once.
 
-        `ask` sends a request and returns the text of the reply. When a job fails, the results before it have been
+        `ask` sends a request and returns the reply. When a job fails, the results before it have been
         yielded and the replies to requests under way are still kept in the cache.
         """
         self.cache.mkdir(parents=True, exist_ok=True)
@@ -88,15 +92,16 @@ class Endpoint:
                 for future in waiting:
                     future.cancel()
 
-    def _ask(self, client: httpx.Client, stop: threading.Event, body: Body) -> str:
+    def _ask(self, client: httpx.Client, stop: threading.Event, body: Body) -> Reply:
         content = json.dumps(body, sort_keys=True)
         digest = hashlib.sha256(json.dumps([self._shown_url, content]).encode()).hexdigest()
         path = self.cache / f"{digest}.json"
         if path.is_file():
             self._count(cached=1)
-            return read_json(path)["text"]
+            return Reply(**read_json(path))
         if stop.is_set():  # nobody waits for this result any more, so nobody should pay for it
             raise NoAnswerError("stopped")
+        self._check_budget()
         reply = self._send_patiently(client, stop, content)
         # two threads may ask the same: each writes a file of its own, and the last rename wins
         own = path.with_name(f"{digest}.{os.getpid()}-{threading.get_ident()}")
@@ -108,7 +113,15 @@ class Endpoint:
             completion_tokens=reply.completion_tokens,
             cost=tokens * self.options.price_per_million_tokens / 1_000_000,
         )
-        return reply.text
+        return reply
+
+    def _check_budget(self) -> None:
+        most, spent = self.options.max_cost, self.stats["cost"]
+        if most is not None and spent >= most:
+            raise Unavailable(
+                f"{self._shown_url}: {spent:.4g} is spent of max_cost = {most:g}. Verdicts so far are kept: raise it, "
+                "then run again"
+            )
 
     def _send_patiently(self, client: httpx.Client, stop: threading.Event, content: str) -> Reply:
         tries = self.options.retries + 1
@@ -171,8 +184,22 @@ def _read_reply(text: str) -> Reply | None:
     usage = value.get("usage")
     counts = usage if isinstance(usage, dict) else {}
     return Reply(
-        content or "", _count_of(counts.get("prompt_tokens")), _count_of(counts.get("completion_tokens"))
+        content or "",
+        _count_of(counts.get("prompt_tokens")),
+        _count_of(counts.get("completion_tokens")),
+        _first_logprobs(value["choices"][0]),
     )
+
+
+def _first_logprobs(choice: Mapping[str, Any]) -> dict[str, float] | None:
+    """The likeliest first tokens of a choice; None where the server gives none."""
+    try:
+        pairs = [
+            (one["token"], float(one["logprob"])) for one in choice["logprobs"]["content"][0]["top_logprobs"]
+        ]
+    except (LookupError, TypeError, ValueError):
+        return None
+    return {str(token): logp for token, logp in pairs if logp <= 0}  # neither NaN nor an overflow gets through
 
 
 def _count_of(value: object) -> int:

@@ -69,6 +69,8 @@ class JudgeAnnotator(Section):
     """Environment variable that holds the key; the key itself is never written anywhere."""
     template: str = "auto"
     """Question put to the judge with {prompt}, {a} and {b}; `auto` is the built-in one."""
+    verdict: Literal["text", "logprobs"] = Field(default="text", json_schema_extra={"inert": "text"})
+    """`text`: the judge reasons and writes its verdict; `logprobs`: it answers with one token, whose probabilities count."""
     both_orders: bool = True
     """Ask in both orders and average; each order costs one label."""
     temperature: float = Field(default=0.0, ge=0)
@@ -83,6 +85,14 @@ class JudgeAnnotator(Section):
     """Requests under way at once."""
     price_per_million_tokens: float = Field(default=0.0, ge=0, json_schema_extra=NOT_HASHED)
     """For the cost that `prefloop show` prints; prompt and completion tokens count alike."""
+    max_cost: float | None = Field(default=None, gt=0, json_schema_extra=NOT_HASHED)
+    """Nothing more is asked in a run that has cost this; needs `price_per_million_tokens`."""
+
+    @model_validator(mode="after")
+    def _cost_is_known(self) -> "JudgeAnnotator":
+        if self.max_cost is not None and not self.price_per_million_tokens:
+            raise ValueError("max_cost: nothing costs anything; give price_per_million_tokens")
+        return self
 
 
 class SimulatedAnnotator(Section):
