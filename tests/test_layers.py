@@ -11,14 +11,14 @@ ROOT = Path(prefloop.__file__).parent
 FLOORS = [
     {
         "records", "interfaces", "config", "store", "tales", "tale_rules", "containers", "fields", "formats", "data",
-        "verdicts", "export", "tracking", "launch", "servers", "targets", "labels", "algorithms",
+        "verdicts", "wording", "export", "tracking", "launch", "servers", "targets", "labels", "algorithms",
     },
     {
         "losses", "ragged", "advantages", "shaping", "trust_region", "selection", "siblings", "statistics", "agreement",
         "scoring",
     },
     {"attention", "decoding", "lean", "batches", "modeling", "forward", "reward", "trunks", "trust"},
-    {"generate", "annotate", "train", "evaluate"},
+    {"generate", "annotate", "train", "evaluate", "suites"},
     {"stages", "pipeline", "watching"},
     {"cli", "labelling", "screen", "browse", "chat", "doctor", "tokens", "report", "card", "web", "scores", "studies"},
 ]  # fmt: skip

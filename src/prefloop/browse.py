@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from prefloop.config import Experiment
 from prefloop.interfaces import InputError
 from prefloop.records import (
     Comparison,
@@ -323,6 +324,14 @@ def policy_artefact(workspace: Workspace, text: str) -> Artefact | None:
     if artefact.kind not in POLICY_KINDS:
         raise InputError(f"{artefact.name}: no policy; artefacts of {', '.join(POLICY_KINDS)} have one")
     return artefact
+
+
+def only_suites(x: Experiment, names: Sequence[str]) -> Experiment:
+    """The experiment with the benchmarks named, or all where none is. Raises InputError for others."""
+    if unknown := [one for one in names if one not in x.evaluate.suites]:
+        raise InputError(f"--suite {unknown[0]}: there is none; choose {', '.join(x.evaluate.suites)}")
+    kept = {name: one for name, one in x.evaluate.suites.items() if not names or name in names}
+    return x.model_copy(update={"evaluate": x.evaluate.model_copy(update={"suites": kept})})
 
 
 def named_model(workspace: Workspace, text: str) -> str:

@@ -539,6 +539,63 @@ def reward_card(
     console.print(f"[link=file://{page.resolve()}]{page}[/link]", highlight=False, soft_wrap=True)
 
 
+@app.command("eval", epilog="Example: `prefloop eval suites.yaml policy-3f2a sft-91bc --suite maths`")
+def evaluate(
+    experiment: Annotated[
+        Path, typer.Argument(help="Experiment file, or any YAML file with `evaluate.suites`.")
+    ],
+    policies: Annotated[
+        list[str],
+        typer.Argument(
+            help="Policies: artefacts, model folders or hub names. What holds `=` changes the file, such as "
+            "`evaluate.suites.maths.limit=50`."
+        ),
+    ],
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this benchmark of the file; may be given several times.", show_default=False),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Policy that win rates with `baseline: start` are measured against.", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Measure policies on benchmarks: answers, verdicts of a judge, scores. Killed at any moment, the same command goes on.
+
+    Answers and verdicts stay in the workspace, in the formats that the benchmarks publish: `prefloop score` reads them.
+    """
+    from prefloop import browse
+    from prefloop.scoring.figures import Scored
+
+    names = [one for one in policies if "=" not in one]
+    if not names:
+        raise InputError("name a policy to evaluate")
+    changes = [one for one in policies if "=" in one]
+    space = _workspace(None, workspace)
+    outside = [
+        one for one in (*names, *([against] if against else [])) if not browse.policy_artefact(space, one)
+    ]
+    if outside:
+        changes.append(f"model.path={json.dumps(outside[0])}")
+    x = browse.only_suites(config.load_suites(experiment, changes), suite or [])
+    with Screen(space) as screen, _interruptible(screen, f"prefloop eval {experiment} {' '.join(policies)}"):
+
+        def found(text: str) -> Artefact:
+            return browse.policy_artefact(space, text) or pipeline.base(x.starting_from(text), space, screen)
+
+        theirs = found(against) if against is not None else None
+        done = pipeline.evaluate(x, space, screen, [found(one) for one in names], theirs)
+    scored = [Scored.from_json(one) for artefact in done for one in artefact.stats["scores"]]
+    scores.show(scored, as_json)
+    if not as_json:
+        for artefact in done:
+            console.print(f"{artefact.path / 'verdicts.jsonl'}", highlight=False, soft_wrap=True)
+
+
 @app.command(epilog="Example: `prefloop chat policy-3f2a sft-91bc` puts the same message to both")
 def chat(
     policies: Annotated[

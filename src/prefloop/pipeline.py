@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefloop import stages
-from prefloop.config import MAIN_ARM, Experiment, GenerateSection, uses_sft_groups
+from prefloop.config import (
+    MAIN_ARM,
+    AnsweredSuite,
+    Experiment,
+    GenerateSection,
+    WinRateSuite,
+    uses_sft_groups,
+)
 from prefloop.interfaces import InputError, PrefloopError, Progress
 from prefloop.store import Artefact, Stage, Workspace, disk_errors, read_json, write_json
 from prefloop.tracking import Tracker
@@ -52,6 +59,7 @@ def online_loop(x: Experiment, do: Planner) -> Artefact:
     reward, reward_data = first_reward(x, do, reference, prompts, sizes)
     rules = do(stages.rule_model(x, reference), "rules") if x.rules is not None else None
     start = measure(x, do, reference, prompts, reference, reward)
+    first_answers = benchmarks(x, do, reference)
     policy, measured, collected = reference, start, ()
     for i in range(max(x.loop.iterations, 1 if offline or x.rl else 0)):
         do.iteration = i
@@ -71,6 +79,7 @@ def online_loop(x: Experiment, do: Planner) -> Artefact:
         else:
             candidate = train(x, do, policy, reference, pairs, i)
         after = measure(x, do, candidate, prompts, reference, reward, start, measured)
+        benchmarks(x, do, candidate, first_answers)
         reward = learned
         policy, measured = gate(x, do, candidate, policy, (after, measured), prompts, reference, reward)
     do.iteration = None
@@ -266,6 +275,26 @@ def measure(
     return do(stage, role)
 
 
+def benchmarks(
+    x: Experiment, do: Planner, policy: Artefact, against: Mapping[str, Artefact | None] | None = None
+) -> dict[str, Artefact | None]:
+    """Measures a policy on every benchmark of the experiment; returns its answers to each, where it has any.
+
+    `against` are the answers of the policy to compare with, where there is one; a win rate against nobody is left out.
+    """
+    found: dict[str, Artefact | None] = {}
+    for name, suite in x.evaluate.suites.items():
+        is_answered = isinstance(suite, AnsweredSuite)
+        found[name] = do(stages.answers(x, name, suite, policy), f"answers {name}") if is_answered else None
+        theirs = None
+        if isinstance(suite, WinRateSuite) and suite.baseline == "start":
+            if against is None:
+                continue
+            theirs = against[name]
+        do(stages.suite(x, name, suite, policy, found[name], theirs), f"suite {name}")
+    return found
+
+
 def gate(
     x: Experiment,
     do: Planner,
@@ -359,6 +388,27 @@ def sample(x: Experiment, workspace: Workspace, watcher: Watcher, policy: Artefa
     groups = do(stages.generate(x, policy, prompts, reward, version=0, number=None))
     build_planned(do, watcher)
     return groups
+
+
+def evaluate(
+    x: Experiment,
+    workspace: Workspace,
+    watcher: Watcher,
+    policies: Sequence[Artefact],
+    against: Artefact | None = None,
+) -> list[Artefact]:
+    """Every benchmark of the experiment for each policy, with no loop and no run; returns the scores.
+
+    `against` is the policy that win rates are measured against. Raises PrefloopError; the next call goes on from there.
+    """
+    workspace.create()
+    do = Planner(workspace)
+    theirs = benchmarks(x, do, against) if against is not None else None
+    for policy in policies:
+        benchmarks(x, do, policy, theirs)
+    build_planned(do, watcher)
+    found = {one.artefact.name: one.artefact for one in do.entries if one.artefact.kind == "suite"}
+    return list(found.values())
 
 
 def base(x: Experiment, workspace: Workspace, watcher: Watcher) -> Artefact:

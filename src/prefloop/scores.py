@@ -19,6 +19,7 @@ from prefloop.scoring import (
     mt_bench,
     reward_bench,
     truthful_qa,
+    win_rate,
 )
 from prefloop.scoring.figures import DETECTABLE, DRAWS, Figure, Scored
 
@@ -57,7 +58,7 @@ def score_alpaca_eval(
     log-probabilities of the judge.
     """
     loaded = alpaca_eval.load_inputs(inputs) if inputs is not None else None
-    _show(
+    show(
         [
             one
             for file in files
@@ -73,7 +74,7 @@ def score_arena_hard(files: Files, model: Models = None, draws: Draws = DRAWS, a
 
     Reads battles (question_id, model_a, model_b, winner) and judgements with two games a question.
     """
-    _show(
+    show(
         [one for file in files for one in arena_hard.score(str(file), draws=draws, models=model or ())],
         as_json,
     )
@@ -82,15 +83,23 @@ def score_arena_hard(files: Files, model: Models = None, draws: Draws = DRAWS, a
 @app.command("mt-bench")
 def score_mt_bench(files: Files, model: Models = None, draws: Draws = DRAWS, as_json: Json = False) -> None:
     """MT-bench: mean rating, by turn and category, read out of what the judge wrote."""
-    _show(
+    show(
         [one for file in files for one in mt_bench.score(str(file), draws=draws, models=model or ())], as_json
+    )
+
+
+@app.command("win-rate")
+def score_win_rate(files: Files, model: Models = None, draws: Draws = DRAWS, as_json: Json = False) -> None:
+    """Win rates from verdicts on pairs of answers: rows with prompt, model_a, model_b and p_a."""
+    show(
+        [one for file in files for one in win_rate.score(str(file), draws=draws, models=model or ())], as_json
     )
 
 
 @app.command("gsm8k")
 def score_gsm8k(files: Files, model: Models = None, draws: Draws = DRAWS, as_json: Json = False) -> None:
     """GSM8K: how many solutions end in the right number."""
-    _show([one for file in files for one in gsm8k.score(str(file), draws=draws, models=model or ())], as_json)
+    show([one for file in files for one in gsm8k.score(str(file), draws=draws, models=model or ())], as_json)
 
 
 @app.command("truthful-qa")
@@ -113,19 +122,19 @@ def score_truthful_qa(
         for file in files
         for one in truthful_qa.score(str(file), questions=questions, draws=draws, models=model or ())
     ]
-    _show(found, as_json)
+    show(found, as_json)
 
 
 @app.command("reward-bench")
 def score_reward_bench(files: Files, as_json: Json = False) -> None:
     """RewardBench: accuracy by section and their mean, from a table of subsets or from scored pairs."""
-    _show([one for file in files for one in reward_bench.score(str(file))], as_json)
+    show([one for file in files for one in reward_bench.score(str(file))], as_json)
 
 
 @app.command("judge")
 def score_judge(files: Files, draws: Draws = DRAWS, as_json: Json = False) -> None:
     """A judge's verdicts in both orders, and what the longest answer would reach on pairs, rankings and best of n."""
-    _show([one for file in files for one in judging.score(str(file), draws=draws)], as_json)
+    show([one for file in files for one in judging.score(str(file), draws=draws)], as_json)
 
 
 def compare(
@@ -157,7 +166,7 @@ def compare(
             found.notes.append(
                 f"{name}: the smallest difference that {one.n} such pairs can show is {smallest:.3g}"
             )
-    _show([found], as_json)
+    show([found], as_json)
 
 
 def _named(found: Mapping[str, T], name: str) -> T:
@@ -166,7 +175,8 @@ def _named(found: Mapping[str, T], name: str) -> T:
     return found[name]
 
 
-def _show(found: Sequence[Scored], as_json: bool) -> None:
+def show(found: Sequence[Scored], as_json: bool) -> None:
+    """Prints scores as tables, or as JSON."""
     if as_json:
         typer.echo(json.dumps([one.to_json() for one in found], indent=1))
         return

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from judge_server import Server, said
 
+from judge_server import Server, said
 from prefloop.annotate.judge import JudgeComparer, read_verdict
 from prefloop.config import JudgeAnnotator
 from prefloop.interfaces import InputError, PairTask, Unavailable
@@ -362,7 +362,9 @@ def test_probabilities_of_the_first_token_are_a_verdict_in_both_orders(server, j
     server.answer = lambda body: said("A", {token: math.log(p) for token, p in next(shares).items()})
     (row,) = judge(verdict="logprobs", concurrency=1).compare([task(1)])
     assert row.p_a == pytest.approx(0.625)
-    assert [(one["max_tokens"], one["logprobs"], one["top_logprobs"]) for one in server.bodies] == [(1, True, 20)] * 2
+    assert [(one["max_tokens"], one["logprobs"], one["top_logprobs"]) for one in server.bodies] == [
+        (1, True, 20)
+    ] * 2
     assert "Answer with one letter" in question(server.bodies[0])
 
 

@@ -199,7 +199,9 @@ def _first_logprobs(choice: Mapping[str, Any]) -> dict[str, float] | None:
         ]
     except (LookupError, TypeError, ValueError):
         return None
-    return {str(token): logp for token, logp in pairs if logp <= 0}  # neither NaN nor an overflow gets through
+    return {
+        str(token): logp for token, logp in pairs if logp <= 0
+    }  # neither NaN nor an overflow gets through
 
 
 def _count_of(value: object) -> int:

@@ -2,8 +2,8 @@
 
 The judged texts are hostile: a policy learns to write whatever wins. So they stand between fences that change from pair
 to pair, the judge is told that nothing between them is an instruction, and the verdict is read from the judge's own
-reply only. A reply without a verdict is asked for once more and then counted as a refusal, never guessed. Where asked so, the
-judge answers with one token, and the probabilities of A and B are the verdict.
+reply only. A reply without a verdict is asked for once more and then counted as a refusal, never guessed. Where asked so,
+the judge answers with one token, and the probabilities of A and B are the verdict.
 """
 
 import hashlib
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 from prefloop.annotate.endpoint import Ask, Body, Endpoint, Reply
-from prefloop.annotate.fences import fenced
 from prefloop.config import JudgeAnnotator
 from prefloop.interfaces import InputError, PairTask
 from prefloop.records import Comparison, Completion, Refusal, content_id
+from prefloop.wording import fenced
 
 AUTO_TEMPLATE = """\
 A user asked:

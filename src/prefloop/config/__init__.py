@@ -30,7 +30,17 @@ from prefloop.config.annotate import (
     uses_sft_groups,
 )
 from prefloop.config.comparisons import PairsSection, SppoSection
-from prefloop.config.experiment import MAIN_ARM, Experiment, hashed, keys, load, parse, preset, sections_in
+from prefloop.config.experiment import (
+    MAIN_ARM,
+    Experiment,
+    hashed,
+    keys,
+    load,
+    load_suites,
+    parse,
+    preset,
+    sections_in,
+)
 from prefloop.config.generate import (
     Engine,
     GenerateSection,
@@ -111,6 +121,18 @@ from prefloop.config.rl import AlgorithmSection, ConstraintSection, CriticSectio
 from prefloop.config.runtime import RuntimeSection
 from prefloop.config.section import NOT_HASHED, Section
 from prefloop.config.source import DataFormat, Model, ModelSection, Source, SourceSection
+from prefloop.config.suites import (
+    AlpacaEvalSuite,
+    AnsweredSuite,
+    ArenaHardSuite,
+    Gsm8kSuite,
+    HumanEvalSuite,
+    MtBenchSuite,
+    PairJudge,
+    Suite,
+    TruthfulQaSuite,
+    WinRateSuite,
+)
 from prefloop.config.training import (
     AnswerTrainingSection,
     LoraSection,
@@ -122,6 +144,16 @@ from prefloop.config.training import (
 )
 
 __all__ = [
+    "AlpacaEvalSuite",
+    "AnsweredSuite",
+    "ArenaHardSuite",
+    "Gsm8kSuite",
+    "HumanEvalSuite",
+    "MtBenchSuite",
+    "PairJudge",
+    "Suite",
+    "TruthfulQaSuite",
+    "WinRateSuite",
     "AlgorithmSection",
     "ConstraintSection",
     "CriticSection",
@@ -233,6 +265,7 @@ __all__ = [
     "hashed",
     "keys",
     "load",
+    "load_suites",
     "parse",
     "preset",
     "sections_in",

@@ -1,6 +1,7 @@
 """One experiment, and reading it from YAML and `section.key=value` overrides."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -244,6 +245,10 @@ class Experiment(Section):
         """Whether the same scorer both labels and evaluates: fine for cost curves, unsafe as the only metric."""
         return self.evaluate.scorer is not None and self.evaluate.scorer == self.annotate.annotator
 
+    def starting_from(self, path: str) -> "Experiment":
+        """The experiment with another model to start from."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"path": path})})
+
     def arm(self, name: str) -> "Experiment":
         """The experiment with the overrides of one arm. Raises InputError for unknown keys."""
         overrides = [(key, value) for key, value in self.arms[name].items()]
@@ -258,13 +263,30 @@ MAIN_ARM = "main"
 
 def load(path: Path, overrides: Iterable[str] = ()) -> Experiment:
     """Reads an experiment. Overrides are `section.key=value` with YAML values. Raises InputError."""
+    return parse(read_text(path), overrides, where=str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of an experiment's file. Raises InputError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot read the experiment: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a UTF-8 text file; an experiment is YAML") from error
-    return parse(text, overrides, where=str(path))
+
+
+def load_suites(path: Path, overrides: Iterable[str] = ()) -> Experiment:
+    """Reads an experiment for its `evaluate.suites`; the file may hold nothing else. Raises InputError."""
+    text = read_text(path)
+    names_prompts = re.search(r"(?m)^prompts\s*:", text) is not None
+    alone = [] if names_prompts else ["loop.batches=0", "evaluate.num_prompts=0"]
+    x = parse(text, [*alone, *overrides], where=str(path))
+    if not x.evaluate.suites:
+        raise InputError(
+            f"{path}: evaluate.suites: names no benchmark; for instance `maths: {{kind: gsm8k, path: test.jsonl}}`"
+        )
+    return x
 
 
 def preset(name: str) -> str:

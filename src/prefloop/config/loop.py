@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 from prefloop.config.annotate import GoldScorer
 from prefloop.config.section import Section
 from prefloop.config.source import Source
+from prefloop.config.suites import Suite
 
 
 class EvaluateSection(Section):
@@ -26,6 +27,8 @@ class EvaluateSection(Section):
     """Samples per evaluation prompt."""
     temperature: float = Field(default=1.0, ge=0)
     """0 evaluates greedy answers."""
+    suites: dict[str, Suite] = {}
+    """Benchmarks, by a name of your own; every evaluated policy is measured on them, and `prefloop eval` measures others."""
     num_samples_shown: int = Field(default=8, ge=0)
     """Samples kept side by side in the report."""
     confidence: float = Field(default=0.95, gt=0, lt=1)

@@ -5,19 +5,25 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from prefloop.config.annotate import (
+    FunctionAnnotator,
     JudgeAnnotator,
     PairwiseAnnotator,
     RecordedAnnotator,
+    RewardModelAnnotator,
     RuleAnnotator,
-    SimulatedAnnotator,
 )
 from prefloop.config.section import NOT_HASHED, Section
-from prefloop.config.source import Source
 
 PairJudge = Annotated[
-    JudgeAnnotator | PairwiseAnnotator | SimulatedAnnotator | RecordedAnnotator, Field(discriminator="kind")
+    JudgeAnnotator
+    | PairwiseAnnotator
+    | RewardModelAnnotator
+    | RuleAnnotator
+    | FunctionAnnotator
+    | RecordedAnnotator,
+    Field(discriminator="kind"),
 ]
-"""Who says which of two answers is better."""
+"""Who says which of two answers is better. One that scores prefers the higher score."""
 GSM8K_TEMPLATE = """\
 {question}
 

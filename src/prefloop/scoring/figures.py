@@ -58,6 +58,23 @@ class Scored:
             "notes": self.notes,
         }
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Scored":
+        """The inverse of `to_json`."""
+        figures = {
+            name: Figure(one["value"], one["n"], one.get("low"), one.get("high"))
+            for name, one in value["figures"].items()
+        }
+        rows = value["rows"]
+        return cls(
+            value["benchmark"],
+            value["subject"],
+            figures,
+            rows["in"],
+            Counter(rows["dropped"]),
+            list(value["notes"]),
+        )
+
 
 def _figure_json(one: Figure) -> dict[str, Any]:
     found: dict[str, Any] = {"value": one.value, "n": one.n}

@@ -17,8 +17,11 @@ from prefloop.stages.rewards import (
     reward_model,
     rule_model,
 )
+from prefloop.stages.suites import answers, suite
 
 __all__ = [
+    "answers",
+    "suite",
     "all_prompts",
     "annotate",
     "base_model",

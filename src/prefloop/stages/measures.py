@@ -93,7 +93,7 @@ def evaluate(
             )
         write_rows(build.path / "measurements.jsonl", rows)
 
-    section = without_paths(x.evaluate, "prompts", "num_prompts", "num_samples_shown")
+    section = without_paths(x.evaluate, "prompts", "num_prompts", "num_samples_shown", "suites")
     shape = without_paths(x.generate, "engine", "search", "num_completions", "temperature", "temperatures")
     if not embedded:
         shape["engine"] = engine_config(x.generate.sampling_engine)

@@ -6,11 +6,19 @@ foresee.
 
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from prefloop.records import content_id
 
 PLACE = re.compile(r"\{(\w+)\}")
 FENCE = "fence"
+
+
+class Asking(NamedTuple):
+    """A question to a judge who answers in words."""
+
+    user: str
+    system: str = ""
 
 
 def fenced(template: str, texts: Mapping[str, str], about: tuple[object, ...]) -> str:

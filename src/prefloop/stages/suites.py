@@ -1,0 +1,311 @@
+"""Stages that measure a policy on benchmarks: its answers, then verdicts and scores.
+
+Answers are an artefact of their own, so that another judge asks nothing of the policy.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefloop.config import (
+    AlpacaEvalSuite,
+    AnsweredSuite,
+    ArenaHardSuite,
+    Experiment,
+    Gsm8kSuite,
+    JudgeAnnotator,
+    MtBenchSuite,
+    PairJudge,
+    Suite,
+    TruthfulQaSuite,
+    WinRateSuite,
+)
+from prefloop.interfaces import Comparer, InputError
+from prefloop.records import Group, Message, Prompt
+from prefloop.scoring.figures import Scored
+from prefloop.stages.shared import (
+    annotator_digests,
+    engine_config,
+    gold_scorer,
+    model_folder,
+    reward_scorer,
+    sample_all,
+    sampling,
+    stage_seed,
+    without_paths,
+)
+from prefloop.store import (
+    Artefact,
+    Build,
+    RowFile,
+    Stage,
+    digest_path,
+    read_records,
+    write_json,
+    write_rows,
+    write_text,
+)
+from prefloop.suites import arena_hard, gsm8k, mt_bench, versus
+from prefloop.suites.questions import Answered, Asked, Question, Row
+
+if TYPE_CHECKING:
+    from prefloop.annotate.referee import Referee
+
+ANSWERS, VERDICTS, SCORES = "answers.jsonl", "verdicts.jsonl", "scores.json"
+FILES = ("path", "inputs", "references", "templates", "context")
+"""Keys that name outside files; those enter a key by content."""
+AFTERWARDS = (*FILES, "judge", "baseline", "confidence_draws", "allow_network")
+"""Keys that decide nothing about the answers."""
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
+
+def questions(suite: Suite) -> Asked:
+    """What the policy is asked. Raises InputError."""
+    match suite:
+        case Gsm8kSuite():
+            return gsm8k.questions(suite)
+        case AlpacaEvalSuite() | WinRateSuite():
+            return versus.questions(suite)
+        case ArenaHardSuite():
+            return arena_hard.questions(suite)
+        case MtBenchSuite():
+            return mt_bench.questions(suite)
+        case _:
+            raise InputError(f"{suite.kind}: is not answered in words")
+
+
+def answers(x: Experiment, name: str, suite: AnsweredSuite, policy: Artefact) -> Stage:
+    """A policy's answers to the questions of a benchmark, turn by turn."""
+    asked = questions(suite)
+    embedded = x.generate.sampling_engine.kind == "hf"
+
+    def body(build: Build) -> None:
+        conversations = {one.key: [Message(role="user", content=one.turns[0])] for one in asked.questions}
+        said: dict[str, list[tuple[str, ...]]] = {}
+        cut: set[str] = set()
+        for turn in range(max((len(one.turns) for one in asked.questions), default=0)):
+            going = [one for one in asked.questions if turn < len(one.turns) and one.key in conversations]
+            replies = _sampled(x, suite, policy, build, going, conversations, turn)
+            for one in going:
+                group = replies.get(one.key)
+                if group is None:  # too long for the model: nothing more is asked
+                    del conversations[one.key]
+                    said.pop(one.key, None)
+                    continue
+                texts = [each.text for each in group.completions]
+                before = said.get(one.key, [()] * len(texts))
+                said[one.key] = [(*earlier, text) for earlier, text in zip(before, texts, strict=True)]
+                if any(each.finish_reason == "length" for each in group.completions):
+                    cut.add(one.key)
+                conversations[one.key].append(Message(role="assistant", content=texts[0]))
+                if turn + 1 < len(one.turns):
+                    conversations[one.key].append(Message(role="user", content=one.turns[turn + 1]))
+        if not said:
+            raise InputError(
+                f"{suite.path}: all {len(asked.questions)} questions are longer than max_prompt_length "
+                f"({suite.max_prompt_length} tokens) or the model's context"
+            )
+        rows = [Answered(key=key, answers=tuple(texts), truncated=key in cut) for key, texts in said.items()]
+        write_rows(build.path / ANSWERS, rows)
+        number = len(asked.questions)
+        build.count(number, len(rows), {"prompt_too_long": number - len(rows)})
+        lengths = [len(text) for one in rows for texts in one.answers for text in texts]
+        build.stats = {
+            "suite": name,
+            "num_questions": number,
+            "mean_characters": round(sum(lengths) / len(lengths), 3),
+            "truncated_share": round(len(cut & said.keys()) / len(rows), 6),
+        }
+
+    config: dict[str, Any] = {"suite": without_paths(suite, *AFTERWARDS), "seed": x.seed}
+    if not embedded:
+        config["engine"] = engine_config(x.generate.sampling_engine)
+    return Stage(
+        "answers",
+        1,
+        config,
+        {"policy": policy},
+        body,
+        external={"questions": digest_path(Path(suite.path))},
+        work=f"{len(asked.questions)} questions of {suite.kind}",
+    )
+
+
+def _sampled(
+    x: Experiment,
+    suite: AnsweredSuite,
+    policy: Artefact,
+    build: Build,
+    going: Sequence[Question],
+    conversations: Mapping[str, Sequence[Message]],
+    turn: int,
+) -> dict[str, Group]:
+    """The answers to one turn, by question; each temperature is a file of its own."""
+    embedded = x.generate.sampling_engine.kind == "hf"
+    found: dict[str, Group] = {}
+    for temperature in sorted({one.temperature for one in going}):
+        some = [one for one in going if one.temperature == temperature]
+        prompts = {one.key: Prompt.of(tuple(conversations[one.key])) for one in some}
+        file = RowFile(build.path / f"turn-{turn + 1}-at-{temperature:g}.jsonl")
+        with sampling(
+            x,
+            policy,
+            version=0,
+            seed=stage_seed(x, "suite", turn),
+            num_completions=getattr(suite, "num_completions", 1),
+            temperature=temperature,
+            temperatures=None,
+            max_new_tokens=suite.max_new_tokens,
+            max_prompt_length=suite.max_prompt_length,
+        ) as generator:
+            wanted = list({one.id: one for one in prompts.values()}.values())
+            sample_all(x, policy, build, file, generator, wanted, check=not embedded, dtype="float32")
+        groups = {one.prompt.id: one for one in read_records(file.path, Group)}
+        found |= {key: groups[one.id] for key, one in prompts.items() if one.id in groups}
+    return found
+
+
+# --- verdicts and scores ----------------------------------------------------------------------------------------------
+
+
+def suite(
+    x: Experiment,
+    name: str,
+    suite: Suite,
+    policy: Artefact,
+    answered: Artefact | None,
+    against: Artefact | None,
+) -> Stage:
+    """Verdicts on a policy's answers in the benchmark's own format, and the scores that are read from them.
+
+    `against` are the answers of the policy that a win rate is measured against. TruthfulQA has no answers.
+    """
+
+    def body(build: Build) -> None:
+        found = list(_rows(x, suite, policy, answered, against, build))
+        if not found:
+            raise InputError(
+                f"{suite.path}: nothing to judge: the baseline has answered none of the questions"
+            )
+        path = build.path / VERDICTS
+        write_text(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found))
+        scored = _scored(suite, str(path))
+        write_json(build.path / SCORES, [one.to_json() for one in scored])
+        build.count(len(found), len(found))
+        build.stats = {"suite": name, "kind": suite.kind, "scores": [one.to_json() for one in scored]}
+
+    config = without_paths(suite, *FILES) | {"seed": x.seed}
+    files = {key: getattr(suite, key, None) for key in FILES}
+    if isinstance(suite, ArenaHardSuite):
+        config.pop("baseline")
+        files["baseline"] = suite.baseline
+    external = {key: digest_path(Path(path)) for key, path in files.items() if path is not None}
+    judge = getattr(suite, "judge", None)
+    if judge is not None:
+        external |= annotator_digests(judge)
+    inputs = {"policy": policy, "answers": answered, "against": against}
+    return Stage("suite", 1, config, inputs, body, external=external, work=suite.kind)
+
+
+def _rows(
+    x: Experiment,
+    suite: Suite,
+    policy: Artefact,
+    answered: Artefact | None,
+    against: Artefact | None,
+    build: Build,
+) -> Iterator[Row]:
+    model = policy.name
+    if isinstance(suite, TruthfulQaSuite):
+        from prefloop.modeling import settle
+        from prefloop.suites import truthful_qa
+
+        settle(x.runtime)
+        asked = truthful_qa.questions(suite)
+        yield from truthful_qa.rows(asked, model_folder(policy), model, x.runtime, build.progress)
+        return
+    assert answered is not None, "every other benchmark is answered"
+    asked, said = questions(suite), _read(answered)
+    match suite:
+        case Gsm8kSuite():
+            found = gsm8k.rows(asked, said, model)
+        case AlpacaEvalSuite():
+            baseline = versus.baseline_of_file(suite.path, asked, suite.baseline)
+            found = versus.alpaca_rows(said, model, baseline, _comparer(x, suite.judge, build))
+        case WinRateSuite():
+            baseline = _baseline(suite, asked, against)
+            found = versus.win_rate_rows(said, model, baseline, _comparer(x, suite.judge, build))
+        case ArenaHardSuite():
+            found = arena_hard.rows(asked, said, model, suite, _referee(suite.judge, build))
+        case MtBenchSuite():
+            found = mt_bench.rows(asked, said, model, suite, _referee(suite.judge, build))
+    yield from _told(found, len(said), build)
+
+
+def _told(rows: Iterable[Row], total: int, build: Build) -> Iterator[Row]:
+    for number, row in enumerate(rows):
+        build.progress(min(number, total), total, "verdicts")
+        yield row
+
+
+def _read(artefact: Artefact) -> list[Answered]:
+    return read_records(artefact.path / ANSWERS, Answered)
+
+
+def _baseline(suite: WinRateSuite, asked: Asked, against: Artefact | None) -> versus.Baseline:
+    if suite.baseline == "file":
+        return versus.baseline_of_file(suite.path, asked, "file")
+    if against is None:
+        raise InputError(
+            "win_rate: baseline `start` needs a policy to compare with: name it with --against, or set baseline: file"
+        )
+    return versus.baseline_of_answers(against.name, _read(against))
+
+
+def _scored(suite: Suite, path: str) -> list[Scored]:
+    match suite:
+        case Gsm8kSuite():
+            return gsm8k.score(path, suite, questions(suite))
+        case AlpacaEvalSuite():
+            return versus.score_alpaca(path, suite, questions(suite))
+        case WinRateSuite():
+            return versus.score_win_rate(path, suite, questions(suite))
+        case ArenaHardSuite():
+            return arena_hard.score(path, suite, questions(suite))
+        case MtBenchSuite():
+            return mt_bench.score(path, suite, questions(suite))
+        case TruthfulQaSuite():
+            from prefloop.suites import truthful_qa
+
+            return truthful_qa.score(path, suite, truthful_qa.questions(suite))
+
+
+def _comparer(x: Experiment, judge: PairJudge, build: Build) -> Comparer:
+    """Who says which of two answers is better."""
+    from prefloop.annotate.choose import comparer
+    from prefloop.annotate.scored import ScoreComparer
+
+    if judge.kind in ("reward_model", "rule", "function"):
+        scale = 1.0 if judge.kind == "reward_model" else 0.0
+        return ScoreComparer(gold_scorer(x, judge, None), scale=scale)
+    return comparer(
+        judge,
+        seed=stage_seed(x, "suite judge"),
+        cache=_cache(build),
+        reward_scorer=lambda path: reward_scorer(x, path, None, labels=0),
+        runtime=x.runtime,
+    )
+
+
+def _referee(judge: JudgeAnnotator, build: Build) -> "Referee":
+    from prefloop.annotate.referee import Referee
+
+    return Referee(judge, _cache(build))
+
+
+def _cache(build: Build) -> Path:
+    """Of a judge's replies; all stages of a workspace share it."""
+    return build.path.parent.parent / "cache" / "judge"
