@@ -1,7 +1,7 @@
 """Virtual annotators, in a process of their own: `python -m benchmarks.label.annotators` reads a `Plan` as JSON from its
 input and writes one line of JSON for each request that was answered, as soon as it was.
 
-Each has one connection and claims, answers, claims. Bytes are written and read by hand: a client of a library would take
+Each has one connection and claims, answers, claims; who thinks in between connects again. Bytes are written and read by hand: a client of a library would take
 as much of the machine as the server.
 """
 
@@ -63,6 +63,15 @@ class Connection:
         self._reader, self._writer = reader, writer
         self._head = f"Host: 127.0.0.1\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
 
+    @classmethod
+    async def to(cls, port: int, token: str) -> "Connection":
+        """A new one."""
+        return cls(*await asyncio.open_connection("127.0.0.1", port), token)
+
+    def close(self) -> None:
+        """Gives the socket back."""
+        self._writer.close()
+
     async def post(self, path: str, body: str) -> tuple[int, Any]:
         """Status and JSON."""
         data = body.encode()
@@ -84,8 +93,7 @@ async def work(number: int, plan: Plan, deadline: float, out: TextIO) -> None:
     empty = 0
     await asyncio.sleep(number * plan.arrive_s)
     try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", plan.port)
-        there = Connection(reader, writer, plan.tokens[number])
+        there = await Connection.to(plan.port, plan.tokens[number])
         while empty < MOST_EMPTY and time.monotonic() < deadline:
             begun = time.monotonic()
             status, given = await there.post("/api/v1/tasks/claim", claim)
@@ -96,7 +104,9 @@ async def work(number: int, plan: Plan, deadline: float, out: TextIO) -> None:
                 continue
             empty = 0
             if plan.think_s[1]:
+                there.close()  # the server would not wait for so long, nor would a browser's connection last
                 await asyncio.sleep(rng.uniform(*plan.think_s))
+                there = await Connection.to(plan.port, plan.tokens[number])
             token = given["lease"]["token"]
             answer = json.dumps(
                 {"value": {"strength": rng.randint(1, 8)}, "active_ms": rng.randint(3000, 60000)}
@@ -118,7 +128,7 @@ async def work(number: int, plan: Plan, deadline: float, out: TextIO) -> None:
                     stored["state"],
                 ),
             )
-        writer.close()
+        there.close()
     except (OSError, asyncio.IncompleteReadError):
         return  # the server was killed
 
