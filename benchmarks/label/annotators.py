@@ -1,8 +1,8 @@
 """Virtual annotators, in a process of their own: `python -m benchmarks.label.annotators` reads a `Plan` as JSON from its
 input and writes one line of JSON for each request that was answered, as soon as it was.
 
-Each has one connection and claims, answers, claims; who thinks in between connects again. Bytes are written and read by hand: a client of a library would take
-as much of the machine as the server.
+Each has one connection and claims, answers, claims; who thinks in between connects again. Bytes are written and read by
+hand: a client of a library would take as much of the machine as the server.
 """
 
 import asyncio
