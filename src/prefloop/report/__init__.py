@@ -18,6 +18,7 @@ import prefloop
 from prefloop.config import MAIN_ARM
 from prefloop.pipeline import read_run, run_folder
 from prefloop.report import plots
+from prefloop.report.benchmarks import benchmarks_of
 from prefloop.report.findings import findings_of, is_simulation, part_name, remarks_of, verdict_of
 from prefloop.report.reading import (
     ESTIMATES,
@@ -96,6 +97,7 @@ def collect(workspace: Workspace, run: str) -> Report:
         arms=arms,
         findings=(),
         policies=policies,
+        benchmarks=benchmarks_of(workspace, stages, confidence),
         differences=tuple(arm_differences(policies, measured, experiment)),
         distributions=distributions_of(policies, measured),
         training=tuple(

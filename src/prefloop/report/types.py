@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefloop.config import MAIN_ARM
+
+if TYPE_CHECKING:
+    from prefloop.report.benchmarks import Benchmark
 
 
 @dataclass(frozen=True)
@@ -303,6 +306,7 @@ class Report:
     arms: tuple[str, ...]
     findings: tuple[Finding, ...]
     policies: tuple[Policy, ...]
+    benchmarks: tuple["Benchmark", ...]
     differences: tuple[ArmDifference, ...]
     distributions: tuple[Distribution, ...]
     training: tuple[Training, ...]

@@ -7,6 +7,7 @@ be solved. A strong verdict (`>>`) counts three rows, a tie one half.
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -91,20 +92,26 @@ def _judged(row: Row, place: str) -> Battle:
     games = row["games"]
     if not isinstance(games, Sequence) or len(games) != 2:
         raise InputError(f"{place}: games is not a list of two; the judge sees each question in both orders")
-    won: list[float] = []
     who = (
         str(need(row, "model", place)),
         str(row.get("baseline") or BASELINE),
         str(need(row, "question_id", place)),
     )
+    won = won_in(games)
+    return (*who, (), "unreadable_verdict") if won is None else (*who, won, None)
+
+
+def won_in(games: Sequence[Any]) -> list[float] | None:
+    """What the model won in each row that two games count; None where a verdict cannot be read."""
+    won: list[float] = []
     for number, game in enumerate(games):
         text = game.get("judgment") if isinstance(game, dict) else game
         label = verdict_of(str(text or ""))
         if label is None:
-            return (*who, (), "unreadable_verdict")
+            return None
         share, rows = ROWS[label]
         won += [share if number == 0 else 1 - share] * rows
-    return (*who, won, None)
+    return won
 
 
 def _scored(

@@ -52,7 +52,17 @@ from prefloop.suites.questions import Answered, Asked, Question, Row
 if TYPE_CHECKING:
     from prefloop.annotate.referee import Referee
 
-ANSWERS, VERDICTS, SCORES = "answers.jsonl", "verdicts.jsonl", "scores.json"
+ANSWERS, VERDICTS, SCORES, UNITS = "answers.jsonl", "verdicts.jsonl", "scores.json", "units.json"
+"""The last has one value a question: what the figure that is told is the mean of."""
+FIGURES = {
+    "gsm8k": "accuracy",
+    "alpaca_eval": "win_rate",
+    "win_rate": "win_rate",
+    "arena_hard": "question_mean",
+    "mt_bench": "mean",
+    "truthful_qa": "mc2",
+}
+"""The figure that stands for a benchmark where there is room for one; it is a mean over questions."""
 FILES = ("path", "inputs", "references", "templates", "context")
 """Keys that name outside files; those enter a key by content."""
 AFTERWARDS = (*FILES, "judge", "baseline", "confidence_draws", "allow_network")
@@ -192,10 +202,16 @@ def suite(
             )
         path = build.path / VERDICTS
         write_text(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found))
-        scored = _scored(suite, str(path))
+        scored, units = _scored(suite, str(path), found)
         write_json(build.path / SCORES, [one.to_json() for one in scored])
+        write_json(build.path / UNITS, units)
         build.count(len(found), len(found))
-        build.stats = {"suite": name, "kind": suite.kind, "scores": [one.to_json() for one in scored]}
+        build.stats = {
+            "suite": name,
+            "kind": suite.kind,
+            "figure": FIGURES[suite.kind],
+            "scores": [one.to_json() for one in scored],
+        }
 
     config = without_paths(suite, *FILES) | {"seed": x.seed}
     files = {key: getattr(suite, key, None) for key in FILES}
@@ -265,22 +281,24 @@ def _baseline(suite: WinRateSuite, asked: Asked, against: Artefact | None) -> ve
     return versus.baseline_of_answers(against.name, _read(against))
 
 
-def _scored(suite: Suite, path: str) -> list[Scored]:
+def _scored(suite: Suite, path: str, rows: Sequence[Row]) -> tuple[list[Scored], dict[str, float]]:
+    """What the verdicts say, as their format's scorer reads it, and a value for each question."""
     match suite:
         case Gsm8kSuite():
-            return gsm8k.score(path, suite, questions(suite))
+            return gsm8k.score(path, suite, questions(suite)), gsm8k.units(rows)
         case AlpacaEvalSuite():
-            return versus.score_alpaca(path, suite, questions(suite))
+            return versus.score_alpaca(path, suite, questions(suite)), versus.units(rows)
         case WinRateSuite():
-            return versus.score_win_rate(path, suite, questions(suite))
+            return versus.score_win_rate(path, suite, questions(suite)), versus.units(rows)
         case ArenaHardSuite():
-            return arena_hard.score(path, suite, questions(suite))
+            return arena_hard.score(path, suite, questions(suite)), arena_hard.units(rows)
         case MtBenchSuite():
-            return mt_bench.score(path, suite, questions(suite))
+            return mt_bench.score(path, suite, questions(suite)), mt_bench.units(rows)
         case TruthfulQaSuite():
             from prefloop.suites import truthful_qa
 
-            return truthful_qa.score(path, suite, truthful_qa.questions(suite))
+            asked = truthful_qa.questions(suite)
+            return truthful_qa.score(path, suite, asked), truthful_qa.units(rows, asked)
 
 
 def _comparer(x: Experiment, judge: PairJudge, build: Build) -> Comparer:

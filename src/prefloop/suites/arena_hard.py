@@ -1,6 +1,6 @@
 """Arena-Hard: a judge compares each answer with a baseline's in both orders, in verdicts of five degrees."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prefloop.config import ArenaHardSuite
@@ -133,6 +133,16 @@ def score(path: str, suite: ArenaHardSuite, asked: Asked) -> list[Scored]:
     }
     for one in found:
         one.benchmark = named(arena_hard.NAME, asked, **parts)
+    return found
+
+
+def units(rows: Iterable[Row]) -> dict[str, float]:
+    """Of each question, what the policy won of both games; strong verdicts count three times."""
+    found = {}
+    for one in rows:
+        won = arena_hard.won_in(one["games"])
+        if won:
+            found[one["question_id"]] = sum(won) / len(won)
     return found
 
 

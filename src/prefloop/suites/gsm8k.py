@@ -1,6 +1,6 @@
 """GSM8K: solutions in words, of which the final number counts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from prefloop.config import Gsm8kSuite
 from prefloop.scoring import gsm8k
@@ -39,3 +39,12 @@ def score(path: str, suite: Gsm8kSuite, asked: Asked) -> list[Scored]:
     for one in found:
         one.benchmark = named(gsm8k.NAME, asked, template=digest_of(suite.template))
     return found
+
+
+def units(rows: Iterable[Row]) -> dict[str, float]:
+    """1 for each question that is solved, else 0."""
+    return {one["question"]: float(gsm8k.is_right(one["solution"], _truth(one["answer"]))) for one in rows}
+
+
+def _truth(answer: str) -> str:
+    return answer if gsm8k.final_number(answer) is not None else f"#### {answer}"

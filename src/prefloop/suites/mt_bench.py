@@ -1,6 +1,6 @@
 """MT-bench: two turns, each rated by a judge from 1 to 10."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from prefloop.config import MtBenchSuite
@@ -155,6 +155,15 @@ def rows(
 
 def _number(key: str) -> int | str:
     return int(key) if key.isdigit() else key
+
+
+def units(rows: Iterable[Row]) -> dict[str, float]:
+    """Mean rating of each question's turns."""
+    found: dict[str, list[float]] = {}
+    for one in rows:
+        if one["score"] != mt_bench.MISSING:
+            found.setdefault(str(one["question_id"]), []).append(one["score"])
+    return {key: sum(some) / len(some) for key, some in found.items()}
 
 
 def score(path: str, suite: MtBenchSuite, asked: Asked) -> list[Scored]:

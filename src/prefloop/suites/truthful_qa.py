@@ -1,6 +1,6 @@
 """TruthfulQA: how probable a policy finds true and false answers. Nothing is generated."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,6 +73,12 @@ def _group(tokenizer: Callable, context: str, answers: Sequence[str]) -> TokenGr
     before = tokenizer(context).input_ids
     whole = [tokenizer(f"{context} {answer}").input_ids for answer in answers]
     return TokenGroup(tuple(before), tuple(tuple(ids[len(before) :]) for ids in whole))
+
+
+def units(rows: Iterable[Row], asked: AskedChoices) -> dict[str, float]:
+    """MC2 of each question."""
+    labels = {one.text: one.mc2.labels for one in asked.questions}
+    return {one["question"]: truthful_qa.mc2(one["mc2"], labels[one["question"]]) for one in rows}
 
 
 def score(path: str, suite: TruthfulQaSuite, asked: AskedChoices) -> list[Scored]:

@@ -1,6 +1,6 @@
 """Benchmarks that compare a policy's answers with a baseline's: AlpacaEval and win rates on prompts of one's own."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from prefloop.config import AlpacaEvalSuite, WinRateSuite
@@ -119,6 +119,17 @@ def score_win_rate(path: str, suite: WinRateSuite, asked: Asked) -> list[Scored]
     found = win_rate.score(path, draws=suite.confidence_draws)
     for one in found:
         one.benchmark = with_prompts(one.benchmark, asked)
+    return found
+
+
+def units(rows: Iterable[Row]) -> dict[str, float]:
+    """Probability, of each prompt, that the policy's answer is better."""
+    found = {}
+    for one in rows:
+        if one.get("preference") is not None:
+            found[one["instruction"]] = one["preference"] - 1
+        elif one.get("p_a") is not None:
+            found[one["prompt"]] = 1 - one["p_a"]
     return found
 
 

@@ -1,0 +1,89 @@
+"""Benchmarks of a run's policies: each one's figure, and its paired difference from the start on the same questions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from prefloop.report.types import Estimate, StageRow
+from prefloop.report.values import as_number
+from prefloop.statistics import mean_interval
+from prefloop.store import Workspace, read_json
+
+RESAMPLES = 2000
+PERCENT = frozenset({"accuracy", "win_rate", "question_mean", "mc2"})
+"""Figures whose units are shares of one."""
+
+
+@dataclass(frozen=True)
+class BenchmarkScore:
+    """One policy on one benchmark."""
+
+    arm: str
+    iteration: int | None
+    value: Estimate | None
+    n: int
+    dropped: Mapping[str, int]
+    gain: Estimate | None
+    """Over the start, paired by question; None for the start, and where the benchmark compares with it anyway."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark of the experiment."""
+
+    suite: str
+    """As the experiment calls it."""
+    name: str
+    """With judge, baseline, template and prompts."""
+    figure: str
+    scores: tuple[BenchmarkScore, ...]
+
+
+def benchmarks_of(
+    workspace: Workspace, stages: Sequence[StageRow], confidence: float
+) -> tuple[Benchmark, ...]:
+    """Every benchmark that at least one policy was measured on, in the order of the experiment."""
+    found: dict[str, list[StageRow]] = {}
+    for one in stages:
+        if one.kind == "suite" and one.status == "done":
+            found.setdefault(one.stats["suite"], []).append(one)
+    return tuple(_benchmark(workspace, name, rows, confidence) for name, rows in found.items())
+
+
+def _benchmark(workspace: Workspace, suite: str, rows: Sequence[StageRow], confidence: float) -> Benchmark:
+    units = {one.key: read_json(workspace.artefacts / f"suite-{one.key}" / "units.json") for one in rows}
+    figure = rows[0].stats["figure"]
+    times = 100 if figure in PERCENT else 1
+    start = next((units[one.key] for one in rows if one.iteration is None), None)
+    return Benchmark(
+        suite,
+        rows[0].stats["scores"][0]["benchmark"],
+        figure,
+        tuple(_score(one, units[one.key], start, times, confidence) for one in rows),
+    )
+
+
+def _score(
+    row: StageRow,
+    units: Mapping[str, float],
+    start: Mapping[str, float] | None,
+    times: int,
+    confidence: float,
+) -> BenchmarkScore:
+    scored = row.stats["scores"][0]
+    told = scored["figures"][row.stats["figure"]]
+    value = as_number(told["value"])
+    gain = None
+    if start is not None and row.iteration is not None:
+        both = [key for key in units if key in start]
+        interval = mean_interval(
+            [times * (units[key] - start[key]) for key in both], confidence=confidence, resamples=RESAMPLES
+        )
+        gain = None if interval is None else Estimate(interval["mean"], interval["low"], interval["high"])
+    return BenchmarkScore(
+        row.arm,
+        row.iteration,
+        None if value is None else Estimate(value, told.get("low"), told.get("high")),
+        told["n"],
+        scored["rows"]["dropped"],
+        gain,
+    )
