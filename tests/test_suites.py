@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from judge_server import Server, said
-from small import small
 
+from judge_server import Server, said
 from prefloop import config, pipeline
 from prefloop.annotate.referee import Referee
 from prefloop.annotate.scored import ScoreComparer
@@ -25,6 +24,7 @@ from prefloop.store import Workspace, read_rows
 from prefloop.suites import arena_hard, gsm8k, mt_bench, truthful_qa, versus
 from prefloop.suites.questions import Answered
 from prefloop.watching import Watcher
+from small import small
 
 RULE = {"kind": "rule", "rule": "length"}
 
@@ -133,7 +133,12 @@ def test_scores_become_probabilities_by_bradley_and_terry(tmp_path):
     assert row["p_a"] == pytest.approx(1 / (1 + 2.718281828459045))  # sigmoid of 2 - 3
     (found,) = versus.score_win_rate(scored_rows(tmp_path, [row]), suite, asked)
     assert found.figures["win_rate"].value == pytest.approx(73.10585786)
-    assert [found.figures[name].value for name in ("wins", "ties", "losses", "characters_more")] == [1, 0, 0, 1]
+    assert [found.figures[name].value for name in ("wins", "ties", "losses", "characters_more")] == [
+        1,
+        0,
+        0,
+        1,
+    ]
     assert found.benchmark == f"win_rate[judge=longer, baseline=start, prompts={asked.prompts}]"
 
 
@@ -150,7 +155,11 @@ def test_a_prompt_without_a_baseline_answer_is_an_input_error(tmp_path):
 def arena(tmp_path, server) -> ArenaHardSuite:
     questions = [{"uid": key, "prompt": f"Question {key}?"} for key in ("x", "y")]
     theirs = [
-        {"uid": key, "model": "base", "messages": [{"role": "user", "content": "?"}, {"content": {"answer": "old"}}]}
+        {
+            "uid": key,
+            "model": "base",
+            "messages": [{"role": "user", "content": "?"}, {"content": {"answer": "old"}}],
+        }
         for key in ("x", "y")
     ]
     return ArenaHardSuite(
@@ -258,7 +267,9 @@ def test_categories_have_their_temperatures(tmp_path, server):
 
 def test_a_prompt_that_the_file_of_templates_lacks_is_named(tmp_path, server):
     suite = bench(tmp_path, server, templates=written(tmp_path / "t.jsonl", *TEMPLATES))
-    with pytest.raises(InputError, match="no prompt single-v1; there are single-math-v1, single-math-v1-multi-turn"):
+    with pytest.raises(
+        InputError, match="no prompt single-v1; there are single-math-v1, single-math-v1-multi-turn"
+    ):
         mt_bench.rated(suite, mt_bench.questions(suite), [answered("101", "a", "b")])
 
 
@@ -325,7 +336,9 @@ def suites(tmp_path: Path, server: Server) -> dict:
 
 def test_the_loop_measures_every_policy_and_compares_with_the_first(tmp_path, server):
     server.answer = lambda body: said("[[7]]")
-    x = small(f"evaluate.suites={json.dumps(suites(tmp_path, server))}", "loop.gate.metric=none", "loop.batches=1")
+    x = small(
+        f"evaluate.suites={json.dumps(suites(tmp_path, server))}", "loop.gate.metric=none", "loop.batches=1"
+    )
     workspace, watcher = Workspace(tmp_path / "w"), Noted()
     entries = pipeline.run(x, workspace, watcher)
     roles = [one for one in watcher.built if "stories" in one or "talk" in one]
@@ -348,7 +361,9 @@ def test_another_judge_asks_the_policy_nothing(tmp_path, server, tiny_model):
 
     def built(name: str) -> list[str]:
         values["talk"]["judge"]["model"] = name
-        text = json.dumps({"evaluate": {"suites": {"talk": values["talk"]}}, "model": {"path": str(tiny_model)}})
+        text = json.dumps(
+            {"evaluate": {"suites": {"talk": values["talk"]}}, "model": {"path": str(tiny_model)}}
+        )
         (tmp_path / "suites.yaml").write_text(text, encoding="utf-8")
         x, watcher = config.load_suites(tmp_path / "suites.yaml"), Noted()
         pipeline.evaluate(x, workspace, watcher, [pipeline.base(x, workspace, watcher)])

@@ -484,7 +484,11 @@ def serve(
 @app.command("reward-card", epilog="Example: `prefloop reward-card reward-3f2a --data held-out.jsonl`")
 def reward_card(
     model: Annotated[
-        str, typer.Argument(help="Scalar reward model or pairwise model: artefact, model folder or hub name.")
+        str,
+        typer.Argument(
+            help="Scalar reward model or pairwise model (artefact, model folder or hub name), or a YAML file that describes "
+            "a judge behind an endpoint, with the keys of `annotate.annotator`."
+        ),
     ],
     data: Annotated[
         str, typer.Option(help="Preferences: a file of pairs, rankings or scores, or an artefact with pairs.")
@@ -515,10 +519,13 @@ def reward_card(
         float, typer.Option(min=0, max=1, help="Loss of accuracy against --previous that is accepted.")
     ] = 0.0,
     examples: Annotated[int, typer.Option(min=0, help="Most confident mistakes to show on the page.")] = 5,
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Try texts that are written to fool a judge.")
+    ] = True,
     as_json: Json = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Measure a reward model on preferences: accuracy beside length, calibration, biases, and an earlier model."""
+    """Measure a reward model or a judge on preferences: accuracy beside length, calibration, biases, an earlier model."""
     from prefloop.card import CardOptions, as_dict, card_folder, make_card, write_card
     from prefloop.card.terminal import pages
 
@@ -527,7 +534,9 @@ def reward_card(
         path=data, fields=_fields(field or []), limit=limit, bad_rows="drop" if drop_bad_rows else "stop"
     )
     with _bar("judging") as progress:
-        card = make_card(space, model, source, previous, CardOptions(pairwise, tolerance, examples), progress)
+        card = make_card(
+            space, model, source, previous, CardOptions(pairwise, tolerance, examples, probe), progress
+        )
     if as_json:
         if out:
             write_card(card, out)

@@ -41,6 +41,7 @@ SIGNATURES: tuple[tuple[DataFormat, frozenset[str]], ...] = (
     ("groups", frozenset({"prompt", "ranked_responses"})),
     ("groups", frozenset({"messages", "ranked_responses"})),
     ("groups", frozenset({"prompt", "completions"})),
+    ("llmbar", frozenset({"input", "output_1", "output_2", "label"})),
     ("ultrafeedback", frozenset({"instruction", "completions"})),
     ("alpaca", frozenset({"instruction"})),
     ("prompt", frozenset({"prompt"})),
@@ -132,6 +133,8 @@ def parse(row: Row, format: DataFormat) -> Example:
             return _group(row)
         case "alpaca":
             return _alpaca(row)
+        case "llmbar":
+            return _llmbar(row)
         case "text":
             return Example((), (text_field(row, "text"),))
         case "auto":
@@ -189,6 +192,18 @@ def _hh(row: Row) -> Example:
     *turns, answer = _transcript(chosen, "chosen")
     *_, other_answer = _transcript(rejected, "rejected")
     return Example(tuple(turns), (answer.content, other_answer.content), ranked=True)
+
+
+def _llmbar(row: Row) -> Example:
+    label = str(row["label"])
+    if label not in ("1", "2"):
+        raise BadRowError(
+            "bad_label", f"label is {row['label']!r}; it is 1 or 2, the number of the better output"
+        )
+    outputs = [text_field(row, name) for name in ("output_1", "output_2")]
+    better = int(label) - 1
+    turns = (Message(role="user", content=text_field(row, "input")),)
+    return Example(turns, (outputs[better], outputs[1 - better]), ranked=True)
 
 
 def _is_transcript(value: object) -> bool:

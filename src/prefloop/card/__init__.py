@@ -7,6 +7,7 @@ figures in `figures`, the sentences in `words`, the page is `card.html.jinja`.
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -16,14 +17,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import prefloop
 from prefloop.browse import named_model
-from prefloop.card.asking import ask
+from prefloop.card.asking import Asked, ask, is_judge
 from prefloop.card.figures import figures
 from prefloop.card.pairs import read_card_pairs, trained_prompts
+from prefloop.card.probing import TEXTS, probes_of, probing_pairs
 from prefloop.card.words import FILTERS, Finding, counts_text, findings_of, previous_verdict, verdict_of
 from prefloop.config import SourceSection
 from prefloop.evaluate.card_types import RewardCard
 from prefloop.evaluate.reward_card import reward_card
 from prefloop.interfaces import InputError, Progress
+from prefloop.records import PreferencePair
 from prefloop.store import Workspace, disk_errors, tally, write_json, write_text
 
 CONFIDENCE, RESAMPLES = 0.95, 10_000
@@ -36,6 +39,8 @@ class CardOptions:
     pairwise: bool = False
     tolerance: float = 0.0
     num_mistakes: int = 5
+    probe: bool = True
+    """Whether texts that are written for judges are tried."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,22 @@ def make_card(
         raise InputError(
             f"{data.path}: no pairs in {source.rows_in} rows; dropped: {counts_text(source.dropped)}"
         )
-    asked = [
-        ask(one, named_model(workspace, one), source.pairs, pairwise=options.pairwise, progress=progress)
-        for one in (model, previous)
-        if one is not None
-    ]
+
+    def asked_about(name: str, pairs: Sequence[PreferencePair]) -> Asked:
+        return ask(
+            name,
+            named_model(workspace, name),
+            pairs,
+            pairwise=options.pairwise,
+            cache=workspace.cache / "judge",
+            progress=progress,
+        )
+
+    asked = [asked_about(one, source.pairs) for one in (model, previous) if one is not None]
     known = [all(one.values[place] is not None for one in asked) for place in range(len(source.pairs))]
     pairs = [pair for pair, is_known in zip(source.pairs, known, strict=True) if is_known]
     if not pairs:
-        raise InputError(f"{data.path}: all {len(source.pairs)} pairs are longer than the model's context")
+        raise InputError(f"{data.path}: {len(source.pairs)} pairs, and {why_not(model)} for all of them")
     measured = reward_card(
         pairs,
         *(one.opinion(known) for one in asked),
@@ -85,19 +97,29 @@ def make_card(
         resamples=RESAMPLES,
         num_mistakes=options.num_mistakes,
     )
-    too_long = tally(["too_long"] * (len(source.pairs) - len(pairs)))
+    if options.probe:
+        probing = probing_pairs(pairs)
+        number = len(probing) // len(TEXTS)
+        probes = probes_of(asked_about(model, probing), number, confidence=CONFIDENCE)
+        measured = dataclasses.replace(measured, probes=probes)
+    unjudged = tally([why_not(model)] * (len(source.pairs) - len(pairs)))
     return Card(
         version=prefloop.__version__,
         data=source.name,
         rows_in=source.rows_in,
         rows_out=source.rows_out,
         dropped=dict(source.dropped),
-        pairs_dropped={**source.pairs_dropped, **too_long},
+        pairs_dropped={**source.pairs_dropped, **unjudged},
         verdict=verdict_of(measured),
         previous_verdict=previous_verdict(measured),
         findings=tuple(findings_of(measured, source, trained_prompts(workspace, model))),
         measured=measured,
     )
+
+
+def why_not(model: str) -> str:
+    """Why a model says nothing about a pair."""
+    return "no_verdict" if is_judge(model) else "too_long"
 
 
 def as_dict(card: Card) -> dict[str, Any]:

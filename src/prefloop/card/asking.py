@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from pydantic import ValidationError
 
-from prefloop.config import PairwiseAnnotator, RuntimeSection
+from prefloop.config import JudgeAnnotator, PairwiseAnnotator, RuntimeSection, read_text
 from prefloop.evaluate.card_types import Kind, Opinion
 from prefloop.interfaces import InputError, PairTask, Progress
 from prefloop.records import Completion, Group, PreferencePair, Prompt
@@ -17,6 +18,11 @@ AT_ONCE = 64
 CAUSAL, CLASSIFIER = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"), "ForSequenceClassification"
 Values = list[tuple[float, float] | None]
 """Of each pair what `Opinion.values` holds; None where a model does not judge it."""
+
+
+def is_judge(name: str) -> bool:
+    """Whether a name on the command line is a file that describes a judge."""
+    return name.endswith((".yaml", ".yml"))
 
 
 def kind_of(folder: str, *, pairwise: bool) -> Kind:
@@ -41,9 +47,20 @@ def kind_of(folder: str, *, pairwise: bool) -> Kind:
 
 
 def ask(
-    name: str, folder: str, pairs: Sequence[PreferencePair], *, pairwise: bool, progress: Progress
+    name: str,
+    folder: str,
+    pairs: Sequence[PreferencePair],
+    *,
+    pairwise: bool,
+    cache: Path,
+    progress: Progress,
 ) -> "Asked":
-    """What the model in a folder, or of the hub, says about each pair. Raises InputError and Unavailable."""
+    """What the model in a folder, or of the hub, says about each pair; or the judge that a YAML file describes.
+
+    Replies of a judge are kept in `cache`. Raises InputError and Unavailable.
+    """
+    if is_judge(name):
+        return Asked(name, "pairwise", _judged(name, pairs, cache, progress))
     kind = kind_of(folder, pairwise=pairwise)
     from prefloop.modeling import settle
 
@@ -129,3 +146,34 @@ def _compared(
         values += comparer.p_shown([PairTask(one.prompt, one.chosen, one.rejected) for one in chunk])
     progress(len(pairs), len(pairs))
     return values
+
+
+def _judged(path: str, pairs: Sequence[PreferencePair], cache: Path, progress: Progress) -> Values:
+    """The same of a judge behind an endpoint; None for pairs on which a verdict could not be read."""
+    from prefloop.annotate.judge import JudgeComparer
+
+    judge = JudgeComparer(read_judge(Path(path)), seed=0, cache=cache)
+    values: Values = []
+    tasks = [PairTask(one.prompt, one.chosen, one.rejected) for one in pairs]
+    for shown in judge.probabilities(tasks):
+        progress(len(values), len(pairs))
+        # shown with the rejected first: P(the one shown first) is that of the rejected
+        values.append(None if shown is None else (shown[0], 1 - shown[1]))
+    progress(len(pairs), len(pairs))
+    return values
+
+
+def read_judge(path: Path) -> JudgeAnnotator:
+    """The judge that a file describes, by the keys of an experiment's `annotate.annotator`. Raises InputError."""
+    try:
+        value = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: broken YAML: {error}") from error
+    try:
+        return JudgeAnnotator.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(one) for one in first["loc"])
+        raise InputError(
+            f"{path}: {place or 'a judge'}: {first['msg']}; for instance kind: judge, base_url, model"
+        ) from error

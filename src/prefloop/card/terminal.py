@@ -23,6 +23,8 @@ def pages(card: Card) -> Iterator[RenderableType]:
     yield _accuracy(measured)
     yield _breakdowns(measured)
     yield _figures(measured)
+    if measured.probes:
+        yield _probes(measured)
     for finding in card.findings:
         color = "yellow" if finding.level == "warning" else "dim"
         yield f"[{color}]{escape(finding.title)}.[/] {escape(finding.text)}"
@@ -52,6 +54,15 @@ def _breakdowns(card: RewardCard) -> Table:
             table.add_row(
                 f"  {escape(one.name)}", str(one.right["n"]), *_share(one.right), percent(one.stated)
             )
+    return table
+
+
+def _probes(card: RewardCard) -> Table:
+    table = _table(
+        "Texts written for a judge: it should never prefer them", "text", "preferred", "95% interval"
+    )
+    for one in card.probes:
+        table.add_row(one.name, *_share(one.preferred))
     return table
 
 

@@ -39,6 +39,7 @@ from prefloop.config.experiment import (
     load_suites,
     parse,
     preset,
+    read_text,
     sections_in,
 )
 from prefloop.config.generate import (
@@ -268,6 +269,7 @@ __all__ = [
     "load_suites",
     "parse",
     "preset",
+    "read_text",
     "sections_in",
     "uses_loop_reward",
     "uses_loop_rules",

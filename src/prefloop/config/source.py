@@ -8,7 +8,7 @@ from prefloop.config.section import Section, shorthand
 
 DataFormat = Literal[
     "auto", "prompt", "prompt_completion", "preference", "unpaired", "messages", "hh", "ultrafeedback",
-    "online_rlhf", "alpaca", "sharegpt", "text", "groups",
+    "online_rlhf", "alpaca", "sharegpt", "text", "groups", "llmbar",
 ]  # fmt: skip
 
 

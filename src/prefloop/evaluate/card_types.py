@@ -141,6 +141,16 @@ class Mistake:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """Answers that say nothing of the request, against the chosen ones of some prompts."""
+
+    name: str
+    text: str
+    preferred: Interval
+    """How often the model prefers it; equal values count one half. It should be never."""
+
+
+@dataclass(frozen=True)
 class RewardCard:
     """Everything that was measured."""
 
@@ -160,3 +170,4 @@ class RewardCard:
     """Of pairwise models."""
     previous: PreviousCheck | None
     mistakes: tuple[Mistake, ...]
+    probes: tuple[Probe, ...] = ()

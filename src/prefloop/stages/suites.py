@@ -125,6 +125,7 @@ def answers(x: Experiment, name: str, suite: AnsweredSuite, policy: Artefact) ->
         lengths = [len(text) for one in rows for texts in one.answers for text in texts]
         build.stats = {
             "suite": name,
+            "policy": policy.name,
             "num_questions": number,
             "mean_characters": round(sum(lengths) / len(lengths), 3),
             "truncated_share": round(len(cut & said.keys()) / len(rows), 6),
@@ -278,7 +279,7 @@ def _baseline(suite: WinRateSuite, asked: Asked, against: Artefact | None) -> ve
         raise InputError(
             "win_rate: baseline `start` needs a policy to compare with: name it with --against, or set baseline: file"
         )
-    return versus.baseline_of_answers(against.name, _read(against))
+    return versus.baseline_of_answers(against.stats["policy"], _read(against))
 
 
 def _scored(suite: Suite, path: str, rows: Sequence[Row]) -> tuple[list[Scored], dict[str, float]]:
