@@ -470,16 +470,21 @@ def test_a_file_that_describes_no_judge_is_named_with_its_key(rows, tmp_path, te
 
 
 @pytest.mark.shared
-def test_llmbar_is_read_as_pairs_and_gives_the_published_length_baseline(shared, untrained, tmp_path):
-    ran = prefloop(
-        "reward-card",
-        untrained,
-        "--data",
-        shared / "data/llmbar/Natural.json",
-        "--json",
-        "--no-probe",
-        "-w",
-        tmp_path,
-    )
-    card = json.loads(ran.out)["measured"]
-    assert card["num_pairs"] + json.loads(ran.out)["pairs_dropped"].get("too_long", 0) == 100
+@pytest.mark.parametrize(("name", "longest"), [("Natural", 0.565), ("Adversarial_Neighbor", 0.119)])
+def test_a_judge_that_counts_characters_gets_llmbar_s_length_baseline(
+    shared, judge_file, tmp_path, name, longest
+):
+    from judge_server import said
+
+    path, server = judge_file
+
+    def answer(body: dict):
+        first, second = map(len, shown(body))
+        return said("[[C]]" if first == second else "[[A]]" if first > second else "[[B]]")
+
+    server.answer = answer
+    data = shared / f"data/llmbar/{name}.json"
+    ran = prefloop("reward-card", path, "--data", data, "--json", "--no-probe", "-w", tmp_path)
+    measured = json.loads(ran.out)["measured"]
+    assert measured["accuracy"]["mean"] == pytest.approx(longest, abs=0.0005)
+    assert measured["length"]["longer"]["mean"] == measured["accuracy"]["mean"]

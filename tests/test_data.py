@@ -148,7 +148,7 @@ def test_limit_reads_no_further_than_it_says(tmp_path: Path):
         (
             read_pairs,
             {"prompt": "a", "completion": "b"},
-            r"format prompt_completion has no pairs; they are read from preference, hh, ultrafeedback, ",
+            r"format prompt_completion has no pairs; they are read from preference, hh, llmbar, ultrafeedback, ",
         ),
         (
             read_pairs,

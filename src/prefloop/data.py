@@ -36,7 +36,7 @@ BUILTIN_NAMES = (
 )  # fmt: skip
 GROUP_FORMATS: tuple[DataFormat, ...] = ("ultrafeedback", "online_rlhf", "groups")
 RECORDED_FORMATS: tuple[DataFormat, ...] = ("online_rlhf", "groups")
-PAIR_FORMATS: tuple[DataFormat, ...] = ("preference", "hh", *GROUP_FORMATS)
+PAIR_FORMATS: tuple[DataFormat, ...] = ("preference", "hh", "llmbar", *GROUP_FORMATS)
 DEMONSTRATION_FORMATS: tuple[DataFormat, ...] = (
     "messages", "sharegpt", "prompt_completion", "unpaired", "alpaca", "preference", "hh",
 )  # fmt: skip

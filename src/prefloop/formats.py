@@ -195,7 +195,7 @@ def _hh(row: Row) -> Example:
 
 
 def _llmbar(row: Row) -> Example:
-    label = str(row["label"])
+    label = str(raw_field(row, "label"))
     if label not in ("1", "2"):
         raise BadRowError(
             "bad_label", f"label is {row['label']!r}; it is 1 or 2, the number of the better output"
