@@ -27,6 +27,8 @@ from prefloop.watching import Entry, Watcher, followed
 
 logger = logging.getLogger(__name__)
 
+OTHER_SEED = 1_000_003
+"""Added to the seed for samples of another policy on the same prompts."""
 SCALE_PROMPTS = 512
 """The SFT policy's answers to so many prompts give the scale of a reward's parts: means are right to 4 % of a deviation."""
 
@@ -66,7 +68,9 @@ def online_loop(x: Experiment, do: Planner) -> Artefact:
         batches = [b for b in x.loop.batches_of(i) if sizes[1 + b]] if x.loop.batches else []
         if x.loop.batches and not batches:
             break  # the label budget is spent
-        new = tuple(collect(x, do, policy, prompts, reward, sizes, b, version=i) for b in batches)
+        new = tuple(
+            collect(x, do, policy, prompts, reward, sizes, b, version=i, start=reference) for b in batches
+        )
         collected = (*collected, *new)
         pairs = (*offline, *(one.pairs for one in (collected if x.policy.data == "accumulated" else new)))
         reward_data = (*reward_data, *(one.labelled for one in new if one.labelled is not None))
@@ -82,7 +86,30 @@ def online_loop(x: Experiment, do: Planner) -> Artefact:
         benchmarks(x, do, candidate, first_answers)
         reward = learned
         policy, measured = gate(x, do, candidate, policy, (after, measured), prompts, reference, reward)
+    if x.loop.replay != "none":
+        policy = replay(x, do, reference, [one.pairs for one in collected], prompts, reward, start)
     do.iteration = None
+    return policy
+
+
+def replay(
+    x: Experiment,
+    do: Planner,
+    reference: Artefact,
+    pairs: Sequence[Artefact],
+    prompts: Artefact | None,
+    reward: Artefact | None,
+    start: Artefact | None,
+) -> Artefact:
+    """The policy that learns from the loop's pairs again, in as many steps as the loop did; nothing new is collected."""
+    policy, measured, done = reference, start, do.iteration or 0
+    accumulated: tuple[Artefact, ...] = ()
+    for i in range(x.loop.iterations):
+        do.iteration = done + 1 + i
+        new = tuple(do(stages.replayed(x, pairs, b)) for b in x.loop.batches_of(i) if b < len(pairs))
+        accumulated = (*accumulated, *new) if x.policy.data == "accumulated" else new
+        policy = train(x, do, policy, reference, accumulated, i)
+        measured = measure(x, do, policy, prompts, reference, reward, start, measured)
     return policy
 
 
@@ -156,6 +183,7 @@ def collect(
     batch: int,
     *,
     version: int,
+    start: Artefact,
 ) -> Collected:
     """One label batch: draw, perhaps invent, generate, annotate, select. Pairs of a search's steps need no annotator, who is
     then asked only where the reward model learns from it."""
@@ -168,13 +196,39 @@ def collect(
                 x, policy, prompts, drawn, x.loop.prompt_sources, version=version, number=size, batch=batch
             )
         )
-    groups = do(stages.generate(x, policy, drawn, reward, version=version, number=size))
+    groups = sample_groups(x, do, policy, start, drawn, reward, version=version, number=size)
     steps = do(stages.select_pairs(x, groups, None)) if x.select.rule == "siblings" else None
     if steps is not None and not x.needs_labels:
         return Collected(steps, None)
     judgements = do(stages.annotate(x, groups, reward, number=size))
     labelled = do(stages.select_pairs(x, groups, judgements), "reward_data" if steps else None)
     return Collected(steps or labelled, labelled)
+
+
+def sample_groups(
+    x: Experiment,
+    do: Planner,
+    policy: Artefact,
+    start: Artefact,
+    drawn: Artefact,
+    reward: Artefact | None,
+    *,
+    version: int,
+    number: int,
+) -> Artefact:
+    """Completions of a batch by the current policy, or half of them by that which the loop started with."""
+    if not x.loop.half_from_start:
+        return do(stages.generate(x, policy, drawn, reward, version=version, number=number))
+    half = x.model_copy(
+        update={
+            "generate": x.generate.model_copy(update={"num_completions": x.generate.num_completions // 2})
+        }
+    )
+    # the loop's first policy is its start: with one seed it would say the same twice
+    other = half.model_copy(update={"seed": x.seed + OTHER_SEED})
+    theirs = do(stages.generate(other, start, drawn, reward, version=0, number=number), "generate start")
+    ours = do(stages.generate(half, policy, drawn, reward, version=version, number=number))
+    return do(stages.mixed(theirs, ours))
 
 
 def train(

@@ -107,7 +107,9 @@ class Experiment(Section):
                 f"generate.num_completions = {self.generate.num_completions}: people rank at most {MOST_RANKED}; "
                 "sample fewer, or set annotate.annotator.task=pairwise"
             )
-        problem = self._search_problem() or self._rl_problem() or self._rules_problem()
+        problem = (
+            self._search_problem() or self._rl_problem() or self._rules_problem() or self._control_problem()
+        )
         if problem is not None:
             raise ValueError(problem)
         if self.reward.seed_prompts and (
@@ -139,6 +141,22 @@ class Experiment(Section):
         if self.model.path.startswith("builtin:") and not own:
             raise ValueError("model.template: a built-in model has a template and a terminator of its own")
         return self
+
+    def _control_problem(self) -> str | None:
+        """Why the loop cannot replay, or sample half from its start."""
+        if self.loop.replay != "none" and (self.rl is not None or not self.loop.batches):
+            return (
+                "loop.replay: replays the pairs that the loop collects; here it collects none for the policy"
+            )
+        if not self.loop.half_from_start:
+            return None
+        if (
+            self.generate.num_completions % 2
+            or self.generate.temperatures
+            or self.generate.engine.kind != "hf"
+        ):
+            return "loop.half_from_start: needs an even generate.num_completions, one temperature, and the hf engine"
+        return None
 
     def _search_problem(self) -> str | None:
         engine = self.generate.engine

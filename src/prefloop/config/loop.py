@@ -141,8 +141,21 @@ class LoopSection(Section):
     """Stop exactly after this many labels, those for the first reward model included."""
     max_staleness: int | None = Field(default=None, ge=0)
     """With accumulated data: drop (and count) samples from policies more than this many refreshes old."""
+    half_from_start: bool = Field(default=False, json_schema_extra={"inert": False})
+    """Half of a prompt's completions come from the policy that the loop started with, the other half from the current."""
+    replay: Literal["none", "ordered", "shuffled"] = Field(
+        default="none", json_schema_extra={"inert": "none"}
+    )
+    """After the loop, train anew from its start on the pairs that it collected, in their order or shuffled over all batches:
+    whether it matters that each pair came from the policy that learned from it."""
     gate: GateSection = GateSection()
     """Whether a new policy must earn its place."""
+
+    @model_validator(mode="after")
+    def _replays_what_it_learned(self) -> "LoopSection":
+        if self.replay != "none" and self.gate.metric != "none":
+            raise ValueError("replay: what a gate has rejected cannot be replayed; set gate.metric: none")
+        return self
 
     @model_validator(mode="after")
     def _positive(self) -> "LoopSection":

@@ -4,7 +4,15 @@ A stage function is called when the loop is planned, to know the key; its body r
 bodies import torch. Bodies read input files, call a part, write files and count rows.
 """
 
-from prefloop.stages.labels import annotate, generate, import_pairs, labels_per_prompt, select_pairs
+from prefloop.stages.labels import (
+    annotate,
+    generate,
+    import_pairs,
+    labels_per_prompt,
+    mixed,
+    replayed,
+    select_pairs,
+)
 from prefloop.stages.measures import decided, evaluate, promote
 from prefloop.stages.models import base_model, sft, train_policy
 from prefloop.stages.people import decisions
@@ -35,6 +43,8 @@ __all__ = [
     "import_reward",
     "invent_prompts",
     "labels_per_prompt",
+    "mixed",
+    "replayed",
     "promote",
     "promote_reward",
     "prompts",

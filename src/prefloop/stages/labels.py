@@ -1,6 +1,7 @@
 """Stages that collect labels: prompts, completions, judgements, preference pairs."""
 
 import contextlib
+import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -71,6 +72,50 @@ def import_pairs(x: Experiment, source: SourceSection, role: str) -> Stage:
     return Stage(
         "import", 1, config, {}, body, external=digests(**{role: source}), work=f"read {source.path}"
     )
+
+
+def replayed(x: Experiment, pairs: Sequence[Artefact], batch: int) -> Stage:
+    """As many pairs as a label batch gave, from all batches one after the other, as they came or shuffled."""
+
+    def body(build: Build) -> None:
+        batches = [read_records(one.path / "pairs.jsonl", PreferencePair) for one in pairs]
+        everything = [pair for one in batches for pair in one]
+        if x.loop.replay == "shuffled":
+            random.Random(stage_seed(x, "replay")).shuffle(everything)
+        start = sum(len(one) for one in batches[:batch])
+        rows = everything[start : start + len(batches[batch])]
+        write_rows(build.path / "pairs.jsonl", rows)
+        build.count(len(rows), len(rows))
+        build.stats = {"pairs": len(rows), "from": len(everything)}
+
+    config = {"order": x.loop.replay, "batch": batch, "seed": x.seed}
+    return Stage("replay", 1, config, {"pairs": pairs}, body, work=f"batch {batch + 1} of {len(pairs)}")
+
+
+def mixed(first: Artefact, second: Artefact) -> Stage:
+    """Groups that have the completions of two others in turn; prompts that lack one of them are dropped."""
+
+    def body(build: Build) -> None:
+        ours = read_records(first.path / "groups.jsonl", Group)
+        theirs = {one.prompt.id: one for one in read_records(second.path / "groups.jsonl", Group)}
+        rows = [
+            one.model_copy(
+                update={
+                    "completions": tuple(
+                        each
+                        for both in zip(one.completions, theirs[one.prompt.id].completions, strict=True)
+                        for each in both
+                    )
+                }
+            )
+            for one in ours
+            if one.prompt.id in theirs
+        ]
+        write_rows(build.path / "groups.jsonl", rows)
+        build.count(len(ours), len(rows), {"no_counterpart": len(ours) - len(rows)})
+        build.stats = text_statistics(rows)
+
+    return Stage("mix", 1, {}, {"first": first, "second": second}, body, work="put halves together")
 
 
 def generate(

@@ -33,8 +33,9 @@ class Measure(Section):
     """Role of the stage, as `prefloop plan` prints it."""
     figure: str | None = None
     """Place in the stage's figures, as `prefloop show` prints them: score.mean."""
-    of: Literal["last", "first", "change"] = "last"
-    """Of a figure: which stage of this role in the run; `change` is the last one's less the first one's."""
+    of: Literal["last", "first", "change", "highest"] = "last"
+    """Of a figure: which stage of this role in the run; `change` is the last one's less the first one's; `highest` is chosen
+    after looking, so that the more stages a run has the higher it is."""
     metric: str | None = None
     """Name in what the stage logged step by step: rl/score."""
     between: tuple[Share, Share] = (0.0, 1.0)

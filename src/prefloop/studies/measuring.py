@@ -52,12 +52,12 @@ def value_of(measure: Measure, entries: Sequence[Entry], *, where: str) -> float
             raise InputError(f"measures.{where}: stage {measure.stage} logged no {measure.metric}")
         return part(values, measure.between) - (part(values, measure.less) if measure.less else 0.0)
     found = [one.artefact for one in entries if one.role == measure.stage]
-    wanted = {"last": found[-1:], "first": found[:1], "change": [*found[-1:], *found[:1]]}[measure.of]
-    figures = [as_number(dig(one.stats, measure.figure or "")) for one in wanted]
+    wanted = {"last": found[-1:], "first": found[:1], "change": [*found[-1:], *found[:1]], "highest": found}
+    figures = [as_number(dig(one.stats, measure.figure or "")) for one in wanted[measure.of]]
     numbers = [one for one in figures if one is not None]
-    if not numbers or len(numbers) < len(wanted):
+    if not numbers or (measure.of != "highest" and len(numbers) < len(figures)):
         raise InputError(f"measures.{where}: no number {measure.figure} in stage {measure.stage}")
-    return numbers[0] - sum(numbers[1:])
+    return max(numbers) if measure.of == "highest" else numbers[0] - sum(numbers[1:])
 
 
 def series(entries: Sequence[Entry], role: str, metric: str) -> list[float]:
