@@ -13,8 +13,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefloop import config, data, export, pipeline
+from prefloop.batches import TokenGroup
 from prefloop.config import SourceSection
-from prefloop.modeling import load_tokenizer
+from prefloop.forward import LogpsModule, all_token_logps
+from prefloop.modeling import load_policy, load_tokenizer
 from prefloop.pipeline import Watcher
 from prefloop.records import Group, PreferencePair
 from prefloop.stages.shared import read_judgements
@@ -123,6 +125,21 @@ def test_the_pretrained_model_is_brought_in_with_its_stop_token(by_rule):
     base = next(entry for entry in entries if entry.role == "base").artefact.stats
     assert base["parameters"] == 260_032
     assert (base["terminator"], base["pad"]) == ("<s>", "</s>")
+
+
+def test_the_pretrained_model_finds_a_story_as_likely_as_it_should(shared, runtime):
+    folder = shared / "models" / "tinystories-260k"
+    words = load_tokenizer(str(folder))(
+        "Once upon a time, there was a little girl named Lily.", add_special_tokens=False
+    ).input_ids
+    group = TokenGroup((1,), (tuple(words),))  # 1 is <s>, with which its stories begin
+    ((logps,),) = all_token_logps(
+        LogpsModule(load_policy(folder, runtime), pad_id=0, runtime=runtime), [group], runtime
+    )
+    expected = {
+        item["id"]: item for item in json.loads((shared / "data" / "expected.json").read_text())["items"]
+    }["model/tinystories-260k/loss"]
+    assert -float(logps.mean()) == pytest.approx(expected["expected"], abs=expected["tolerance"])
 
 
 def test_a_reward_model_learns_from_human_preferences_beside_the_length_baseline(shared, tmp_path):

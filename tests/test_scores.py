@@ -23,33 +23,23 @@ from prefloop.scoring import (
     reward_bench,
     truthful_qa,
 )
-
-
-def command(*words) -> list[dict]:
-    """What a command prints with --json."""
-    done = CliRunner().invoke(app, [*map(str, words), "--json"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
-
-
-def write(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
+from scored import command, write
 
 # --- every number ----------------------------------------------------------------------------------------------------
 
 EVALUATED = ("alpaca_eval", "arena_hard", "mt_bench", "gsm8k", "rewardbench", "llmbar", "bon11_tulu_alpacaeval", "hh_rlhf",
-             "oasst_en100", "truthfulqa")  # fmt: skip
-ELSEWHERE = ("requests_sha256",)
-"""What needs lm-eval's prompt."""
+             "oasst_en100", "truthfulqa", "agreement")  # fmt: skip
 
 
-def named(prefix: str, found: list[dict], *, subject: bool = True) -> dict[str, float]:
+Numbers = dict[str, float | str | None]
+
+
+def named(prefix: str, found: list[dict], *, subject: bool = True) -> Numbers:
     """Figures by the names of expected.json, half widths among them."""
-    numbers = {}
+    numbers: Numbers = {}
     for one in found:
         start = f"{prefix}/{one['subject']}/" if subject else f"{prefix}/"
+        numbers |= {start + name: fact for name, fact in one["facts"].items()}
         for name, figure in one["figures"].items():
             numbers[start + name] = figure["value"]
             if "half_width" in figure:
@@ -57,7 +47,7 @@ def named(prefix: str, found: list[dict], *, subject: bool = True) -> dict[str, 
     return numbers
 
 
-def alpaca_numbers(data: Path) -> dict[str, float]:
+def alpaca_numbers(data: Path) -> Numbers:
     folder = data / "alpaca_eval"
     inputs = ("--inputs", folder)
 
@@ -85,7 +75,7 @@ def alpaca_numbers(data: Path) -> dict[str, float]:
     return {name.replace("lc_win_rate_bootstrap_se", "lc_bootstrap_se"): one for name, one in numbers.items()}
 
 
-def mt_bench_numbers(data: Path) -> dict[str, float]:
+def mt_bench_numbers(data: Path) -> Numbers:
     file = data / "mt_bench" / "judgements_gpt4_single.jsonl.gz"
     numbers = named("mt_bench", command("score", "mt-bench", file))
     models = ("mamba_0_5_dpo_ep1", "mamba_0_5_dpo_ep3", "mamba_0_875_dpo_ep1")
@@ -98,7 +88,7 @@ def mt_bench_numbers(data: Path) -> dict[str, float]:
     return {name.replace("half_width of mean", "half_width_questions"): one for name, one in numbers.items()}
 
 
-def arena_numbers(data: Path) -> dict[str, float]:
+def arena_numbers(data: Path) -> Numbers:
     folder = data / "arena_hard"
     numbers = named("arena_hard", command("score", "arena-hard", folder / "battles_v0.1.jsonl.gz"))
     early = "early_single_judgements_gpt-3.5-turbo-1106"
@@ -111,7 +101,7 @@ def arena_numbers(data: Path) -> dict[str, float]:
     return numbers
 
 
-def judge_numbers(data: Path) -> dict[str, float]:
+def judge_numbers(data: Path) -> Numbers:
     numbers = {}
     for name in ("Adversarial_Neighbor", "Natural"):
         prefix = f"llmbar/{name}"
@@ -126,9 +116,10 @@ def judge_numbers(data: Path) -> dict[str, float]:
     return numbers
 
 
-def other_numbers(data: Path, tmp_path) -> dict[str, float]:
+def other_numbers(data: Path, tmp_path) -> Numbers:
     solutions = command("score", "gsm8k", data / "gsm8k" / "graded_solutions.jsonl.gz")
     numbers = named("gsm8k", solutions)
+    numbers |= named("agreement", command("score", "agreement", data / "agreement" / "fixtures.json"))
     numbers["gsm8k/num_questions"] = solutions[0]["figures"]["num_questions"]["value"]
     numbers |= named(
         "rewardbench", command("score", "reward-bench", data / "rewardbench" / "section_example.csv")
@@ -174,14 +165,16 @@ def test_every_number_that_was_published_or_derived_comes_out(shared, tmp_path):
     items = [
         one
         for one in json.loads((data / "expected.json").read_text())["items"]
-        if one["id"].startswith(tuple(f"{name}/" for name in EVALUATED)) and not one["id"].endswith(ELSEWHERE)
+        if one["id"].startswith(tuple(f"{name}/" for name in EVALUATED))
     ]
-    assert len(items) == 415 + 139
+    assert len(items) == 415 + 141 + 19
     wrong = []
     for item in items:
         name = item["id"].replace("lc_win_rate_aligned", "lc_win_rate")
         found = numbers[name]
-        matches = found is not None and abs(found - item["expected"]) <= item["tolerance"]
+        matches = found == item["expected"] or (
+            isinstance(found, float | int) and abs(found - item["expected"]) <= item["tolerance"]
+        )
         if matches == bool(item.get("known_mismatch")):
             wrong.append((item["id"], found, item["expected"]))
     assert wrong == []

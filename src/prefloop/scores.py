@@ -12,6 +12,7 @@ from rich.table import Table
 
 from prefloop.interfaces import InputError
 from prefloop.scoring import (
+    agreement,
     alpaca_eval,
     arena_hard,
     gsm8k,
@@ -137,6 +138,16 @@ def score_judge(files: Files, draws: Draws = DRAWS, as_json: Json = False) -> No
     show([one for file in files for one in judging.score(str(file), draws=draws)], as_json)
 
 
+@app.command("agreement", epilog="Example: `prefloop score agreement ratings.csv`.")
+def score_agreement(files: Files, draws: Draws = DRAWS, as_json: Json = False) -> None:
+    """Agreement of annotators: raw, Krippendorff's alpha at each level, Fleiss, Cohen, Gwet's AC1.
+
+    Reads ratings (unit, annotator, value; prompt, where units share one), one a row, and tables as textbooks print them.
+    What cannot be defined, as for ratings that never vary, is said to be undefined: neither 0 nor 1.
+    """
+    show([one for file in files for one in agreement.score(str(file), draws=draws)], as_json)
+
+
 def compare(
     ours: Annotated[str, typer.Argument(help="A model, as the file names it.")],
     theirs: Annotated[str, typer.Argument(help="The model to compare with.")],
@@ -197,6 +208,8 @@ def show(found: Sequence[Scored], as_json: bool) -> None:
         console.print(
             f"rows: {one.rows_in} in, {scored} scored" + (f", dropped: {dropped}" if dropped else "")
         )
+        for name, fact in one.facts.items():
+            console.print(escape(f"{name}: {fact}"), soft_wrap=True)
         for note in one.notes:
             console.print(escape(note))
 

@@ -43,6 +43,8 @@ class Scored:
     """Rows that were not scored, by reason."""
     notes: list[str] = field(default_factory=list)
     """What to know beside the numbers."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """Texts beside the numbers, such as a checksum of what was asked."""
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -56,6 +58,7 @@ class Scored:
                 "dropped": dict(self.dropped),
             },
             "notes": self.notes,
+            "facts": self.facts,
         }
 
     @classmethod

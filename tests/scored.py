@@ -1,0 +1,30 @@
+"""`prefloop score` and its siblings, run in this process: what they print as JSON, and the files that they read."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from prefloop.cli import app
+
+
+def command(*words: object) -> Any:
+    """What a command prints with --json."""
+    done = CliRunner().invoke(app, [*map(str, words), "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def printed(*words: object) -> str:
+    """What a command prints for people."""
+    done = CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False, env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
+    """A file of JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
