@@ -192,14 +192,6 @@ def annotation(
     }  # fmt: skip
 
 
-def test_preferences_are_read_as_the_files_have_them():
-    texts = {"1.25": 1.25, 2: 2.0, "0": 1.5, 1.5: 1.5, None: None, "nan": None, "": None}
-    for raw, expected in texts.items():
-        assert alpaca_eval.preference_of({"preference": raw}, "row") == expected
-    with pytest.raises(InputError, match="row 3: preference is 2.5; it goes from 1"):
-        alpaca_eval.preference_of({"preference": "2.5"}, "row 3")
-
-
 def test_win_rates_by_hand_and_rows_without_a_preference_are_counted(tmp_path):
     rows = [annotation(number, one) for number, one in enumerate(("1.25", "1.75", 2, 0, None))]
     (found,) = command("score", "alpaca-eval", write(tmp_path / "annotations.jsonl", rows))
@@ -266,14 +258,6 @@ def test_a_model_against_itself_differs_by_nothing(tmp_path):
     (found,) = command("compare", "mine", "twin", file, "--benchmark", "alpaca-eval", "--draws", 20)
     for figure in found["figures"].values():
         assert (figure["value"], figure["low"], figure["high"]) == (0, 0, 0)
-
-
-def test_the_judges_tokens_become_a_preference():
-    # P(m) = 0.2, P(M) = 0.6: the first shown wins one in four; m is the model's place where the order is swapped
-    logprobs = {"m": math.log(0.2), "M": math.log(0.6), "The": -9.0}
-    assert alpaca_eval.preference_from(logprobs, swapped=False) == pytest.approx(1.75)
-    assert alpaca_eval.preference_from(logprobs, swapped=True) == pytest.approx(1.25)
-    assert alpaca_eval.preference_from({"The": -0.1}, swapped=False) is None
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,7 @@ without intercept on length, difficulty and a constant (arXiv:2404.04475), here 
 of a prepared folder.
 """
 
-import ast
 import math
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from prefloop.interfaces import InputError
+from prefloop.scoring.alpaca_annotations import (
+    COLUMNS,
+    is_swapped,
+    parsed,
+    preference_from,
+    preference_of,
+)
 from prefloop.scoring.figures import (
     Figure,
     Scored,
@@ -32,14 +37,12 @@ from prefloop.scoring.reading import Row, has, need, number, rows_of, unknown_fo
 NAME = "alpaca_eval_2"
 JUDGE, BASELINE, PROMPTS = "weighted_alpaca_eval_gpt4_turbo", "gpt4_1106_preview", 805
 """What the bare name stands for."""
-TIES = (0.0, 1.5)
-"""Preferences that old files have for a tie."""
 RIDGE = 1e-6
 STEPS, SMALLEST_STEP = 100, 1e-10
 GAMED_WEIGHT = 0.1
 """Of a regulariser row: 0.2 for its two variants together."""
 FORMATS = {
-    "annotations": ("instruction", "output_1", "output_2", "preference"),
+    "annotations": COLUMNS,
     "compact": ("model", "index", "preference", "len_baseline", "len_model"),
     "log-probabilities": ("model", "index", "top_logprobs", "preference"),
     "weights": ("model", "np.tanh(std_delta_len)", "instruction_difficulty"),
@@ -158,23 +161,6 @@ def _verdicts(model: str, rows: Sequence[tuple[str, Row]]) -> Verdicts:
         dropped,
         len(rows),
     )
-
-
-def preference_of(row: Row, place: str) -> float | None:
-    """1 to 2; None where the judge gave none. Raises InputError for other numbers."""
-    raw = row.get("preference")
-    if raw is None or (isinstance(raw, str) and raw.strip().lower() in ("", "nan", "none", "null")):
-        return None
-    if isinstance(raw, float) and math.isnan(raw):
-        return None
-    value = number(row, "preference", place)
-    if value in TIES:
-        return 1.5
-    if not 1 <= value <= 2:
-        raise InputError(
-            f"{place}: preference is {value:g}; it goes from 1 (baseline better) to 2 (model better)"
-        )
-    return value
 
 
 def _length_gap(row: Row, place: str) -> float:
@@ -349,20 +335,6 @@ def _score_weights(path: str, inputs: Inputs, models: Sequence[str]) -> list[Sco
 # --- the judge's own words -------------------------------------------------------------------------------------------
 
 
-def is_swapped(instruction: str) -> bool:
-    """Whether the model is shown first for an instruction: AlpacaEval's rule and seed."""
-    return random.Random(f"is_switched_outputs{instruction}0").choices([False, True], k=1)[0]
-
-
-def preference_from(logprobs: Mapping[str, float], *, swapped: bool) -> float | None:
-    """1 to 2 from the log-probabilities of the verdict tokens `m` (first) and `M` (second); None where both are missing."""
-    chances = [math.exp(logprobs[token]) if token in logprobs else 0.0 for token in ("m", "M")]
-    if not sum(chances):
-        return None
-    preference = 2 - chances[0] / sum(chances)
-    return 3 - preference if swapped else preference
-
-
 def score_logprobs(path: str, inputs: Inputs) -> Scored:
     """Whether stored preferences follow from the judge's log-probabilities and the order rule."""
     reproduced, predicted, decided = 0, 0, 0
@@ -392,12 +364,7 @@ def score_logprobs(path: str, inputs: Inputs) -> Scored:
 
 
 def _logprobs(row: Row, place: str) -> Mapping[str, float]:
-    value = row["top_logprobs"]
-    if isinstance(value, str):  # a table has it as the text of a dict
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            raise InputError(f"{place}: top_logprobs cannot be read") from None
+    value = parsed(row["top_logprobs"], place)
     if not isinstance(value, Mapping):
         raise InputError(
             f"{place}: top_logprobs is {type(value).__name__}, not tokens with log-probabilities"
