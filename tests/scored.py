@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import typer.main
 from typer.testing import CliRunner
 
 from prefloop.cli import app
@@ -22,6 +23,11 @@ def printed(*words: object) -> str:
     done = CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False, env={"COLUMNS": "160"})
     assert done.exit_code == 0, done.output
     return done.output
+
+
+def command_of(name: str) -> Any:
+    """A command or group of commands, as typer knows it."""
+    return typer.main.get_command(app).commands[name]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:

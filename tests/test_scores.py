@@ -16,14 +16,13 @@ from prefloop.cli import app
 from prefloop.interfaces import InputError
 from prefloop.scoring import (
     alpaca_eval,
-    arena_hard,
     gsm8k,
     judging,
     mt_bench,
     reward_bench,
     truthful_qa,
 )
-from scored import command, write
+from scored import command, command_of, printed, write
 
 # --- every number ----------------------------------------------------------------------------------------------------
 
@@ -274,29 +273,7 @@ def test_files_that_cannot_be_scored_name_the_place(tmp_path, rows, told):
         alpaca_eval.score(write(tmp_path / "rows.jsonl", rows), draws=2)
 
 
-# --- arena hard and mt-bench -----------------------------------------------------------------------------------------
-
-
-def test_the_last_verdict_counts():
-    assert arena_hard.verdict_of("[[A>B]] no, rather [[B>>A]].") == "B>>A"
-    assert arena_hard.verdict_of("[[A<<B]]") == "B>>A"
-    assert arena_hard.verdict_of("so [A=B]") is None
-    assert arena_hard.verdict_of("so [A=B]", single_brackets=True) == "A=B"
-    assert arena_hard.verdict_of("[[A>C]]") is None
-
-
-def test_strong_verdicts_count_three_rows_and_unreadable_games_drop_the_question(tmp_path):
-    rows = [
-        # the model is B in the first game and A in the second: it wins three rows, then one
-        {"question_id": "q1", "model": "m", "games": [{"judgment": "[[B>>A]]"}, {"judgment": "[[A>B]]"}]},
-        {"question_id": "q2", "model": "m", "games": [{"judgment": "[[A=B]]"}, {"judgment": "[[B>A]]"}]},
-        {"question_id": "q3", "model": "m", "games": [{"judgment": "?"}, {"judgment": "[[B>A]]"}]},
-    ]
-    (found,) = command("score", "arena-hard", write(tmp_path / "judgements.jsonl", rows))
-    assert found["figures"]["num_rows"]["value"] == 6
-    assert found["figures"]["score"]["value"] == pytest.approx(100 * 4.5 / 6)
-    assert found["figures"]["question_mean"]["value"] == pytest.approx(100 * (1 + 0.25) / 2)
-    assert found["rows"]["dropped"] == {"unreadable_verdict": 1}
+# --- mt-bench -----------------------------------------------------------------------------------------
 
 
 def test_ratings_that_cannot_be_are_counted_and_left_out(tmp_path):
@@ -378,6 +355,11 @@ def test_tables_say_what_the_numbers_are(tmp_path):
     assert done.exit_code == 0, done.output
     for words in ("mt_bench: m", "category_writing", "rows: 10 in, 10 scored"):
         assert words in done.output
+
+
+@pytest.mark.parametrize("name", sorted(command_of("score").commands))
+def test_help_of_every_command_has_an_example(name):
+    assert f"Example: prefloop score {name}" in printed("score", name, "--help")
 
 
 def test_a_model_that_is_not_there_is_told(tmp_path):

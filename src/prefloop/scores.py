@@ -15,6 +15,7 @@ from prefloop.scoring import (
     agreement,
     alpaca_eval,
     arena_hard,
+    arena_style,
     gsm8k,
     judging,
     mt_bench,
@@ -22,7 +23,8 @@ from prefloop.scoring import (
     truthful_qa,
     win_rate,
 )
-from prefloop.scoring.figures import DETECTABLE, DRAWS, Figure, Scored
+from prefloop.scoring.figures import DETECTABLE, DRAWS, LEVEL, Figure, Scored
+from prefloop.scoring.style import Control
 
 app = typer.Typer(
     help="Score files of judgements, ratings or solutions in the formats that the benchmarks publish.",
@@ -49,7 +51,9 @@ Inputs = Annotated[
 ]
 
 
-@app.command("alpaca-eval")
+@app.command(
+    "alpaca-eval", epilog="Example: `prefloop score alpaca-eval annotations.json --inputs my-alpaca-eval`."
+)
 def score_alpaca_eval(
     files: Files, inputs: Inputs = None, model: Models = None, draws: Draws = DRAWS, as_json: Json = False
 ) -> None:
@@ -69,19 +73,50 @@ def score_alpaca_eval(
     )
 
 
-@app.command("arena-hard")
-def score_arena_hard(files: Files, model: Models = None, draws: Draws = DRAWS, as_json: Json = False) -> None:
-    """Arena-Hard v0.1: the win rate against the baseline, with the interval over questions.
+@app.command(
+    "arena-hard",
+    epilog="Example: `prefloop score arena-hard judgements.jsonl --answers model.jsonl --answers baseline.jsonl`.",
+)
+def score_arena_hard(
+    files: Files,
+    judge: Annotated[
+        str | None,
+        typer.Option("--judge", help="Who judged, where a file does not say so: part of the name."),
+    ] = None,
+    answers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--answers",
+            help="A file of answers, one for each model and the baseline: adds scores with style controlled.",
+        ),
+    ] = None,
+    control: Annotated[
+        Literal["length", "markdown", "both"],
+        typer.Option("--control", help="What style is, with `--answers`."),
+    ] = "both",
+    model: Models = None,
+    draws: Draws = DRAWS,
+    as_json: Json = False,
+) -> None:
+    """Arena-Hard v0.1 and v2.0: the win rate against the baseline, with the interval over questions.
 
-    Reads battles (question_id, model_a, model_b, winner) and judgements with two games a question.
+    Reads battles (question_id, model_a, model_b, winner) and judgements with two games a question. With `--answers` one
+    fit over all models given also says what each wins beside what its length and Markdown win.
     """
-    show(
-        [one for file in files for one in arena_hard.score(str(file), draws=draws, models=model or ())],
-        as_json,
-    )
+    found = [
+        one
+        for file in files
+        for one in arena_hard.score(str(file), draws=draws, models=model or (), judge=judge)
+    ]
+    if answers:
+        battles = [one for file in files for one in arena_hard.read_battles(str(file), model or ())]
+        styles = arena_style.read_answers(answers)
+        controls: list[Control] = ["length", "markdown"] if control == "both" else [control]
+        found += arena_style.score(battles, styles, controls, draws=draws, judge=judge)
+    show(found, as_json)
 
 
-@app.command("mt-bench")
+@app.command("mt-bench", epilog="Example: `prefloop score mt-bench gpt-4_single.jsonl`.")
 def score_mt_bench(files: Files, model: Models = None, draws: Draws = DRAWS, as_json: Json = False) -> None:
     """MT-bench: mean rating, by turn and category, read out of what the judge wrote."""
     show(
@@ -89,7 +124,7 @@ def score_mt_bench(files: Files, model: Models = None, draws: Draws = DRAWS, as_
     )
 
 
-@app.command("win-rate")
+@app.command("win-rate", epilog="Example: `prefloop score win-rate verdicts.jsonl`.")
 def score_win_rate(files: Files, model: Models = None, draws: Draws = DRAWS, as_json: Json = False) -> None:
     """Win rates from verdicts on pairs of answers: rows with prompt, model_a, model_b and p_a."""
     show(
@@ -97,13 +132,16 @@ def score_win_rate(files: Files, model: Models = None, draws: Draws = DRAWS, as_
     )
 
 
-@app.command("gsm8k")
+@app.command("gsm8k", epilog="Example: `prefloop score gsm8k solutions.jsonl`.")
 def score_gsm8k(files: Files, model: Models = None, draws: Draws = DRAWS, as_json: Json = False) -> None:
     """GSM8K: how many solutions end in the right number."""
     show([one for file in files for one in gsm8k.score(str(file), draws=draws, models=model or ())], as_json)
 
 
-@app.command("truthful-qa")
+@app.command(
+    "truthful-qa",
+    epilog="Example: `prefloop score truthful-qa log-likelihoods.jsonl --questions mc_task.json`.",
+)
 def score_truthful_qa(
     files: Files,
     questions: Annotated[
@@ -126,13 +164,13 @@ def score_truthful_qa(
     show(found, as_json)
 
 
-@app.command("reward-bench")
+@app.command("reward-bench", epilog="Example: `prefloop score reward-bench pairs.csv`.")
 def score_reward_bench(files: Files, as_json: Json = False) -> None:
     """RewardBench: accuracy by section and their mean, from a table of subsets or from scored pairs."""
     show([one for file in files for one in reward_bench.score(str(file))], as_json)
 
 
-@app.command("judge")
+@app.command("judge", epilog="Example: `prefloop score judge verdicts.json`.")
 def score_judge(files: Files, draws: Draws = DRAWS, as_json: Json = False) -> None:
     """A judge's verdicts in both orders, and what the longest answer would reach on pairs, rankings and best of n."""
     show([one for file in files for one in judging.score(str(file), draws=draws)], as_json)
@@ -221,4 +259,7 @@ def _number(value: float | None) -> str:
 
 
 def _interval(figure: Figure) -> str:
-    return "" if figure.low is None or figure.high is None else f"[{figure.low:.4g}, {figure.high:.4g}]"
+    if figure.low is None or figure.high is None:
+        return ""
+    other = f" ({figure.level:.0%})" if figure.level != LEVEL else ""
+    return f"[{figure.low:.4g}, {figure.high:.4g}]{other}"

@@ -32,13 +32,12 @@ from prefloop.scoring.figures import (
     resampled,
     text_of,
 )
+from prefloop.scoring.logistic import fit
 from prefloop.scoring.reading import Row, has, need, number, rows_of, unknown_format
 
 NAME = "alpaca_eval_2"
 JUDGE, BASELINE, PROMPTS = "weighted_alpaca_eval_gpt4_turbo", "gpt4_1106_preview", 805
 """What the bare name stands for."""
-RIDGE = 1e-6
-STEPS, SMALLEST_STEP = 100, 1e-10
 GAMED_WEIGHT = 0.1
 """Of a regulariser row: 0.2 for its two variants together."""
 FORMATS = {
@@ -170,24 +169,6 @@ def _length_gap(row: Row, place: str) -> float:
 
 
 # --- equal length ----------------------------------------------------------------------------------------------------
-
-
-def fit(
-    features: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None, *, ridge: float = RIDGE
-) -> np.ndarray:
-    """Logistic regression without intercept, [n, d] and soft labels [n] to [d], by Newton's method."""
-    found = np.zeros(features.shape[1])
-    each = np.ones(len(labels)) if weights is None else weights
-    penalty = ridge * np.eye(len(found))
-    for _ in range(STEPS):
-        predicted = 1 / (1 + np.exp(-features @ found))
-        gradient = features.T @ (each * (predicted - labels)) + ridge * found
-        curvature = (features.T * (each * predicted * (1 - predicted))) @ features + penalty
-        step = np.linalg.solve(curvature, gradient)
-        found -= step
-        if np.abs(step).max() < SMALLEST_STEP:
-            break
-    return found
 
 
 def standardised(gaps: np.ndarray) -> np.ndarray:

@@ -1,23 +1,45 @@
 """Arena-Hard: battles against one baseline, from verdicts of a judge or from rows that were counted before.
 
 All battles of a model are against the same baseline, so its Bradley-Terry win rate is the mean of its rows: nothing has to
-be solved. A strong verdict (`>>`) counts three rows, a tie one half.
+be solved. A strong verdict (`>>`) counts three rows, a tie one half. Version 0.1 has one baseline; version 2.0 has two
+categories with a baseline each, and accepts verdicts in single brackets.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from prefloop.interfaces import InputError
-from prefloop.scoring.figures import Figure, Scored, clustered_figure, counted, mean_figure, text_of
+from prefloop.scoring.figures import (
+    UPSTREAM_LEVEL,
+    Figure,
+    Scored,
+    clustered_figure,
+    counted,
+    mean_figure,
+    text_of,
+)
 from prefloop.scoring.reading import Row, has, need, rows_of, unknown_format
 
-NAME = "arena_hard_v0.1"
-QUESTIONS, BASELINE = 500, "gpt-4-0314"
-"""What the bare name stands for, beside the judge, whom a file of battles does not name."""
+
+class Official(NamedTuple):
+    """What a bare name stands for."""
+
+    judge: str
+    baseline: str
+    questions: int
+
+
+NAME, NAME_V2 = "arena_hard_v0.1", "arena_hard_v2.0"
+OFFICIAL = Official("gpt-4-1106-preview", "gpt-4-0314", 500)
+OFFICIAL_V2 = {
+    "hard_prompt": Official("gemini-2.5", "o3-mini-2025-01-31", 500),
+    "creative_writing": Official("gemini-2.5", "gemini-2.0-flash-001", 250),
+}
 VERDICT = re.compile(r"\[\[([AB<>=]+)\]\]")
 SINGLE_BRACKETS = re.compile(r"\[([AB<>=]+)\]")
 """What v2.0 accepts as well."""
@@ -29,7 +51,8 @@ MIRRORED = {"A<<B": "B>>A", "A<B": "B>A", "B<<A": "A>>B", "B<A": "A>B", "B=A": "
 WON = {"model_a": 0.0, "model_b": 1.0}
 FORMATS = {
     "battles": ("question_id", "model_a", "model_b", "winner"),
-    "judgements": ("question_id", "model", "games"),
+    "judgements of v0.1": ("question_id", "model", "games"),
+    "judgements of v2.0": ("uid", "category", "model", "games"),
 }
 
 
@@ -40,73 +63,113 @@ def verdict_of(text: str, *, single_brackets: bool = False) -> str | None:
     return label if label in ROWS else None
 
 
-def score(path: str, *, draws: int, models: Sequence[str] = ()) -> list[Scored]:
-    """Every model of a file of battles or of judgements, or those named. Raises InputError."""
-    battles: dict[str, list[tuple[str, float]]] = {}
-    dropped: dict[str, Counter[str]] = {}
-    baselines: dict[str, set[str]] = {}
-    counts: Counter[str] = Counter()
-    for model, baseline, question, won, reason in _battles(path):
-        counts[model] += 1
-        baselines.setdefault(model, set()).add(baseline)
-        if reason is not None:
-            dropped.setdefault(model, Counter())[reason] += 1
-        else:
-            battles.setdefault(model, []).extend((question, one) for one in won)
-    if missing := set(models) - counts.keys():
-        raise InputError(f"{path}: no battles of {', '.join(sorted(missing))}")
-    return [
-        _scored(
-            model,
-            battles.get(model, []),
-            baselines[model],
-            counts[model],
-            dropped.get(model, Counter()),
-            draws,
-        )
-        for model in counts
-        if not models or model in models
-    ]
+# --- battles ---------------------------------------------------------------------------------------------------------
 
 
-Battle = tuple[str, str, str, Sequence[float], str | None]
-"""Model, baseline, question, what the model won in each row that counts, and why nothing counts."""
+@dataclass
+class Battles:
+    """One model against the baseline of one version and category: rows that count, and those that do not."""
+
+    model: str
+    category: str | None
+    """None for v0.1."""
+    baselines: set[str] = field(default_factory=set)
+    judges: set[str] = field(default_factory=set)
+    questions: list[str] = field(default_factory=list)
+    """Of each row that counts."""
+    won: list[float] = field(default_factory=list)
+    """By the model, 0, 1 or one half."""
+    rows_in: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def baseline(self) -> str:
+        """The one baseline. Raises InputError where there are more."""
+        if len(self.baselines) > 1:
+            found = ", ".join(sorted(self.baselines))
+            raise InputError(f"{self.model}: battles against {found}; score one baseline at a time")
+        return next(iter(self.baselines))
+
+    @property
+    def by_question(self) -> dict[str, float]:
+        """The mean of each question's rows."""
+        rows: dict[str, list[float]] = {}
+        for question, one in zip(self.questions, self.won, strict=True):
+            rows.setdefault(question, []).append(one)
+        return {question: float(np.mean(some)) for question, some in rows.items()}
 
 
-def _battles(path: str) -> Iterator[Battle]:
+def read_battles(path: str, models: Sequence[str] = ()) -> list[Battles]:
+    """Every model and category of a file of battles or judgements, or the models named. Raises InputError."""
+    found: dict[tuple[str, str | None], Battles] = {}
+    judged: set[tuple[str, str | None, str]] = set()
     for place, row in rows_of(path):
-        if has(row, FORMATS["battles"]):
-            winner = str(need(row, "winner", place))
-            if winner not in WON and not winner.startswith("tie"):
-                raise InputError(f"{place}: winner is {winner!r}, not model_a, model_b or tie")
-            won = WON.get(winner, 0.5)
-            yield str(row["model_b"]), str(row["model_a"]), str(need(row, "question_id", place)), (won,), None
-        elif has(row, FORMATS["judgements"]):
-            yield _judged(row, place)
-        else:
-            raise unknown_format(path, row, FORMATS)
+        one = _battle(row, path, place)
+        mine = found.setdefault((one.model, one.category), Battles(one.model, one.category))
+        mine.rows_in += 1
+        mine.baselines.add(one.baseline)
+        mine.judges.add(one.judge or "unknown")
+        if "games" in row:
+            key = (one.model, one.category, one.question)
+            if key in judged:
+                raise InputError(
+                    f"{place}: {one.model} has been judged on this question before; keep one row"
+                )
+            judged.add(key)
+        if one.reason is not None:
+            mine.dropped[one.reason] += 1
+        mine.questions += [one.question] * len(one.won)
+        mine.won += one.won
+    if missing := set(models) - {model for model, _ in found}:
+        raise InputError(f"{path}: no battles of {', '.join(sorted(missing))}")
+    return [one for one in found.values() if not models or one.model in models]
 
 
-def _judged(row: Row, place: str) -> Battle:
-    """A question with two games: the baseline is A in the first, the model in the second."""
+class _Battle(NamedTuple):
+    model: str
+    baseline: str
+    category: str | None
+    judge: str | None
+    question: str
+    won: Sequence[float]
+    reason: str | None = None
+
+
+def _battle(row: Row, path: str, place: str) -> _Battle:
+    judge = str(row["judge"]) if row.get("judge") else None
+    if has(row, FORMATS["battles"]):
+        winner = str(need(row, "winner", place))
+        if winner not in WON and not winner.startswith("tie"):
+            raise InputError(f"{place}: winner is {winner!r}, not model_a, model_b or tie")
+        question = str(need(row, "question_id", place))
+        won = (WON.get(winner, 0.5),)
+        return _Battle(str(row["model_b"]), str(row["model_a"]), None, judge, question, won)
+    model = str(need(row, "model", place)) if "games" in row else ""
+    if has(row, FORMATS["judgements of v2.0"]):
+        category, question = str(need(row, "category", place)), str(need(row, "uid", place))
+        official = OFFICIAL_V2.get(category)
+        baseline = str(row.get("baseline") or (official.baseline if official else "unknown"))
+    elif has(row, FORMATS["judgements of v0.1"]):
+        category, question = None, str(need(row, "question_id", place))
+        baseline = str(row.get("baseline") or OFFICIAL.baseline)
+    else:
+        raise unknown_format(path, row, FORMATS)
     games = row["games"]
-    if not isinstance(games, Sequence) or len(games) != 2:
+    if not isinstance(games, Sequence) or isinstance(games, str) or len(games) != 2:
         raise InputError(f"{place}: games is not a list of two; the judge sees each question in both orders")
-    who = (
-        str(need(row, "model", place)),
-        str(row.get("baseline") or BASELINE),
-        str(need(row, "question_id", place)),
-    )
-    won = won_in(games)
-    return (*who, (), "unreadable_verdict") if won is None else (*who, won, None)
+    won = won_in(games, single_brackets=category is not None)
+    reason = "unreadable_verdict" if won is None else None
+    return _Battle(model, baseline, category, judge, question, won or [], reason)
 
 
-def won_in(games: Sequence[Any]) -> list[float] | None:
-    """What the model won in each row that two games count; None where a verdict cannot be read."""
+def won_in(games: Sequence[Any], *, single_brackets: bool = False) -> list[float] | None:
+    """What the model won in each row that two games count; None where a verdict cannot be read.
+
+    The baseline is A in the first game, the model in the second.
+    """
     won: list[float] = []
     for number, game in enumerate(games):
-        text = game.get("judgment") if isinstance(game, dict) else game
-        label = verdict_of(str(text or ""))
+        label = verdict_of(_text(game), single_brackets=single_brackets)
         if label is None:
             return None
         share, rows = ROWS[label]
@@ -114,39 +177,58 @@ def won_in(games: Sequence[Any]) -> list[float] | None:
     return won
 
 
-def _scored(
-    model: str,
-    battles: Sequence[tuple[str, float]],
-    baselines: set[str],
-    rows_in: int,
-    dropped: Counter[str],
-    draws: int,
-) -> Scored:
-    if len(baselines) > 1:
-        raise InputError(
-            f"{model}: battles against {', '.join(sorted(baselines))}; score one baseline at a time"
-        )
-    questions = sorted({question for question, _ in battles})
-    others = {"baseline": (next(iter(baselines)), BASELINE), "prompts": (len(questions), QUESTIONS)}
-    named = {name: found for name, (found, official) in others.items() if found != official}
-    found = Scored(f"{NAME}[{text_of(named)}]" if named else NAME, model, {}, rows_in, dropped)
+def _text(game: Any) -> str:
+    """What the judge wrote: a text, or in v2.0 an answer beside its usage; where only the verdict was kept, that."""
+    said = game.get("judgment") if isinstance(game, dict) else game
+    if isinstance(said, dict):
+        said = said.get("answer")
+    if said is None and isinstance(game, dict) and game.get("score"):
+        said = f"[[{game['score']}]]"
+    return str(said or "").upper()
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def benchmark_name(battles: Battles, *, questions: int, judge: str | None = None, more: str = "") -> str:
+    """The bare name for the official judge, baseline and number of questions only."""
+    official = OFFICIAL if battles.category is None else OFFICIAL_V2.get(battles.category)
+    bare = (NAME if battles.category is None else f"{NAME_V2}_{battles.category}") + more
+    said = {
+        "judge": judge or ", ".join(sorted(battles.judges)),
+        "baseline": battles.baseline,
+        "questions": questions,
+    }
+    named = {name: one for name, one in said.items() if official is None or one != getattr(official, name)}
+    return f"{bare}[{text_of(named)}]" if named else bare
+
+
+def score(path: str, *, draws: int, models: Sequence[str] = (), judge: str | None = None) -> list[Scored]:
+    """Every model and category of a file, or the models named; `judge` names one that the file does not."""
+    return [_scored(one, draws, judge) for one in read_battles(path, models)]
+
+
+def _scored(battles: Battles, draws: int, judge: str | None) -> Scored:
+    by_question = battles.by_question
+    number = len(by_question)
+    name = benchmark_name(battles, questions=number, judge=judge)
+    found = Scored(name, battles.model, {}, battles.rows_in, battles.dropped)
     figures = found.figures
-    figures["num_questions"] = counted(len(questions), len(questions))
-    figures["num_rows"] = counted(len(battles), len(battles))
-    if not battles:
+    figures["num_questions"] = counted(number, number)
+    figures["num_rows"] = counted(len(battles.won), len(battles.won))
+    if not battles.won:
         figures["score"] = Figure(None, 0)
         return found
-    won = np.array([one for _, one in battles])
-    of_questions = [question for question, _ in battles]
-    figures["score"] = clustered_figure(won, of_questions, draws=draws, times=100)
+    won = np.array(battles.won)
+    figures["score"] = clustered_figure(won, battles.questions, draws=draws, times=100)
     figures["score_rows"] = mean_figure(won, draws=draws, times=100)
-    by_question: dict[str, list[float]] = {}
-    for question, one in battles:
-        by_question.setdefault(question, []).append(one)
-    figures["question_mean"] = mean_figure(
-        [float(np.mean(one)) for one in by_question.values()], draws=draws, times=100
-    )
+    if battles.category is not None:
+        rows_90 = mean_figure(won, draws=draws, times=100, level=UPSTREAM_LEVEL)
+        figures["score_rows_90_percent"] = rows_90
+    figures["question_mean"] = mean_figure(list(by_question.values()), draws=draws, times=100)
     found.notes.append(
         "the interval of score_rows takes battles for independent, as the authors' does; that of score draws questions"
     )
+    if battles.category is not None:
+        found.notes.append("the authors print the 90 % interval of score_rows_90_percent")
     return found

@@ -10,6 +10,8 @@ import numpy as np
 DRAWS = 2000
 """Bootstrap samples."""
 LEVEL = 0.95
+UPSTREAM_LEVEL = 0.90
+"""Of the interval that Arena-Hard v2.0 prints."""
 DETECTABLE = 2.8
 """Standard errors of a difference that is seen four times in five at two-sided 5 %: 1.96 + 0.84."""
 
@@ -22,6 +24,8 @@ class Figure:
     n: int
     low: float | None = None
     high: float | None = None
+    level: float = LEVEL
+    """Of the interval."""
 
     @property
     def half_width(self) -> float | None:
@@ -65,7 +69,7 @@ class Scored:
     def from_json(cls, value: Mapping[str, Any]) -> "Scored":
         """The inverse of `to_json`."""
         figures = {
-            name: Figure(one["value"], one["n"], one.get("low"), one.get("high"))
+            name: Figure(one["value"], one["n"], one.get("low"), one.get("high"), one.get("level", LEVEL))
             for name, one in value["figures"].items()
         }
         rows = value["rows"]
@@ -76,6 +80,7 @@ class Scored:
             rows["in"],
             Counter(rows["dropped"]),
             list(value["notes"]),
+            dict(value.get("facts", {})),
         )
 
 
@@ -83,6 +88,8 @@ def _figure_json(one: Figure) -> dict[str, Any]:
     found: dict[str, Any] = {"value": one.value, "n": one.n}
     if one.low is not None:
         found |= {"low": one.low, "high": one.high, "half_width": one.half_width}
+    if one.level != LEVEL:
+        found["level"] = one.level
     return found
 
 
@@ -96,9 +103,9 @@ def resampled(number: int, measure: Resampled, *, draws: int, seed: int = 0) -> 
     return np.array([measure(rng.integers(number, size=number)) for _ in range(draws)])
 
 
-def percentiles(found: np.ndarray) -> tuple[float, float]:
+def percentiles(found: np.ndarray, *, level: float = LEVEL) -> tuple[float, float]:
     """The ends of the percentile interval of bootstrap samples."""
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -107,13 +114,15 @@ def interval(number: int, measure: Resampled, *, draws: int) -> tuple[float, flo
     return percentiles(resampled(number, measure, draws=draws))
 
 
-def mean_figure(values: Sequence[float] | np.ndarray, *, draws: int, times: float = 1.0) -> Figure:
+def mean_figure(
+    values: Sequence[float] | np.ndarray, *, draws: int, times: float = 1.0, level: float = LEVEL
+) -> Figure:
     """The mean of values, one a unit that is resampled; None of nothing."""
     array = np.asarray(values, dtype=np.float64) * times
     if not len(array):
         return Figure(None, 0)
-    low, high = interval(len(array), lambda drawn: float(array[drawn].mean()), draws=draws)
-    return Figure(float(array.mean()), len(array), low, high)
+    drawn = resampled(len(array), lambda places: float(array[places].mean()), draws=draws)
+    return Figure(float(array.mean()), len(array), *percentiles(drawn, level=level), level)
 
 
 def clustered_figure(
