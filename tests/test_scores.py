@@ -18,7 +18,6 @@ from prefloop.scoring import (
     alpaca_eval,
     gsm8k,
     judging,
-    mt_bench,
     reward_bench,
     truthful_qa,
 )
@@ -273,22 +272,6 @@ def test_files_that_cannot_be_scored_name_the_place(tmp_path, rows, told):
         alpaca_eval.score(write(tmp_path / "rows.jsonl", rows), draws=2)
 
 
-# --- mt-bench -----------------------------------------------------------------------------------------
-
-
-def test_ratings_that_cannot_be_are_counted_and_left_out(tmp_path):
-    rows = [{"question_id": 81, "model": "m", "judgment": f"[[{value}]]"} for value in (4, 0, 11, 6, "good")]
-    (found,) = mt_bench.score(write(tmp_path / "ratings.jsonl", rows), draws=2)
-    assert found.figures["mean"].value == 5
-    assert found.dropped == {"rating_out_of_range": 2, "unreadable_rating": 1}
-
-
-def test_a_rating_is_the_first_in_double_brackets():
-    assert mt_bench.rating_of("I give [3] or [[7.5]], not [[9]]") == 7.5
-    assert mt_bench.rating_of("a [4] then") == 4
-    assert mt_bench.rating_of("Rating: [[1") is None
-
-
 # --- truthful qa, reward bench, gsm8k, judges ------------------------------------------------------------------------
 
 
@@ -353,7 +336,7 @@ def test_tables_say_what_the_numbers_are(tmp_path):
     file.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     done = CliRunner().invoke(app, ["score", "mt-bench", str(file)])
     assert done.exit_code == 0, done.output
-    for words in ("mt_bench: m", "category_writing", "rows: 10 in, 10 scored"):
+    for words in ("mt_bench[judge=unknown, questions=10]: m", "category_writing", "rows: 10 in, 10 scored"):
         assert words in done.output
 
 

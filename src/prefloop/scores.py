@@ -19,6 +19,7 @@ from prefloop.scoring import (
     gsm8k,
     judging,
     mt_bench,
+    mt_bench_pairs,
     reward_bench,
     truthful_qa,
     win_rate,
@@ -117,10 +118,55 @@ def score_arena_hard(
 
 
 @app.command("mt-bench", epilog="Example: `prefloop score mt-bench gpt-4_single.jsonl`.")
-def score_mt_bench(files: Files, model: Models = None, draws: Draws = DRAWS, as_json: Json = False) -> None:
-    """MT-bench: mean rating, by turn and category, read out of what the judge wrote."""
+def score_mt_bench(
+    files: Files,
+    reference: Annotated[
+        str,
+        typer.Option("--reference", help="Name of the reference answers that the judge was shown."),
+    ] = mt_bench.REFERENCE,
+    model: Models = None,
+    draws: Draws = DRAWS,
+    as_json: Json = False,
+) -> None:
+    """MT-bench: mean rating, by turn and category, read out of what the judge wrote.
+
+    Reads FastChat's judgements of single answers. Thirteen answers of the official reference set are wrong: the mean
+    without their questions stands beside the official one. Pairs of answers are for `prefloop score mt-bench-pairs`.
+    """
     show(
-        [one for file in files for one in mt_bench.score(str(file), draws=draws, models=model or ())], as_json
+        [
+            one
+            for file in files
+            for one in mt_bench.score(str(file), draws=draws, models=model or (), reference=reference)
+        ],
+        as_json,
+    )
+
+
+@app.command(
+    "mt-bench-pairs",
+    epilog="Example: `prefloop score mt-bench-pairs gpt-4_pair.jsonl --baseline gpt-3.5-turbo`.",
+)
+def score_mt_bench_pairs(
+    files: Files,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="Only games against this model; left out, against all.")
+    ] = None,
+    model: Models = None,
+    draws: Draws = DRAWS,
+    as_json: Json = False,
+) -> None:
+    """MT-bench's pairwise mode: wins where both orders agree, else a tie; the adjusted rate counts ties one half.
+
+    Reads FastChat's rows of two games: question_id, model_1, model_2, and g1_judgment, g2_judgment or g1_winner, g2_winner.
+    """
+    show(
+        [
+            one
+            for file in files
+            for one in mt_bench_pairs.score(str(file), draws=draws, models=model or (), baseline=baseline)
+        ],
+        as_json,
     )
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from prefloop.interfaces import InputError
-from prefloop.scoring.figures import Figure, Scored, clustered_figure, counted
+from prefloop.scoring.figures import Figure, Scored, clustered_figure, counted, text_of
+from prefloop.scoring.mt_bench_pairs import judge_of
 from prefloop.scoring.reading import Row, has, need, rows_of, unknown_format
 
 NAME = "mt_bench"
@@ -18,6 +19,10 @@ SINGLE_BRACKETS = re.compile(r"\[(\d+\.?\d*)\]")
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 FIRST_QUESTION, EACH = 81, 10
 """Questions 81 to 160, ten of each category."""
+JUDGE, QUESTIONS, REFERENCE = "gpt-4", 80, "gpt-4"
+"""What the bare name stands for; the reference is the set of answers that the judge sees for maths, reasoning, coding."""
+BROKEN = frozenset(map(str, (104, 105, 109, 111, 113, 114, 120, 122, 124, 125, 126, 128, 130)))
+"""Questions whose answer in the official reference set is wrong (FastChat's pull request 3158)."""
 FORMATS = {"judgements": ("question_id", "judgment")}
 LOWEST, HIGHEST = 1, 10
 MISSING = -1
@@ -53,6 +58,7 @@ class Read:
     """What a file says about one model."""
 
     ratings: list[Rating] = field(default_factory=list)
+    judges: set[str] = field(default_factory=set)
     rows_in: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     equal: int = 0
@@ -69,6 +75,7 @@ def read_ratings(path: str) -> dict[str, Read]:
         model = str(row.get("model") or "model")
         mine = found.setdefault(model, Read())
         mine.rows_in += 1
+        mine.judges.add(judge_of(row))
         value = rating_of(str(row["judgment"] or ""))
         if "score" in row:
             mine.stored += 1
@@ -89,12 +96,18 @@ def _same(row: Row, value: float | None) -> bool:
     return (stored in (None, MISSING)) if value is None else stored == value
 
 
-def score(path: str, *, draws: int, models: Sequence[str] = ()) -> list[Scored]:
-    """Every model of a file of judgements, or those named; then the file itself."""
+def score(path: str, *, draws: int, models: Sequence[str] = (), reference: str = REFERENCE) -> list[Scored]:
+    """Every model of a file of judgements, or those named; then the file itself.
+
+    `reference` names the set of reference answers that the judge was shown; that of the benchmark has known errors, and the
+    mean without their questions stands beside the official one.
+    """
     read = read_ratings(path)
     if missing := set(models) - read.keys():
         raise InputError(f"{path}: no ratings of {', '.join(sorted(missing))}")
-    found = [_scored(model, one, draws) for model, one in read.items() if not models or model in models]
+    found = [
+        _scored(model, one, reference, draws) for model, one in read.items() if not models or model in models
+    ]
     stored = sum(one.stored for one in read.values())
     if stored and not models:
         equal = sum(one.equal for one in read.values())
@@ -103,8 +116,19 @@ def score(path: str, *, draws: int, models: Sequence[str] = ()) -> list[Scored]:
     return found
 
 
-def _scored(model: str, read: Read, draws: int) -> Scored:
-    found = Scored(NAME, model, {}, read.rows_in, read.dropped)
+def benchmark_name(read: Read, *, reference: str) -> str:
+    """The bare name for the official judge, all questions and the official references only."""
+    said = {
+        "judge": (", ".join(sorted(read.judges)), JUDGE),
+        "questions": (len({one.question for one in read.ratings}), QUESTIONS),
+        "reference": (reference, REFERENCE),
+    }
+    named = {name: found for name, (found, official) in said.items() if found != official}
+    return f"{NAME}[{text_of(named)}]" if named else NAME
+
+
+def _scored(model: str, read: Read, reference: str, draws: int) -> Scored:
+    found = Scored(benchmark_name(read, reference=reference), model, {}, read.rows_in, read.dropped)
     figures, ratings = found.figures, read.ratings
     figures["num_rows"] = counted(read.rows_in, read.rows_in)
     figures["num_ratings"] = counted(len(ratings), len(ratings))
@@ -117,6 +141,9 @@ def _scored(model: str, read: Read, draws: int) -> Scored:
         return clustered_figure(values, [one.question for one in some], draws=draws)
 
     figures["mean"] = mean(ratings)
+    if reference == REFERENCE and any(one.question in BROKEN for one in ratings):
+        sound = [one for one in ratings if one.question not in BROKEN]
+        figures["mean_without_broken_references"] = mean(sound)
     turns = sorted({one.turn for one in ratings})
     if len(turns) > 1:
         figures |= {f"turn_{turn}": mean([one for one in ratings if one.turn == turn]) for turn in turns}
