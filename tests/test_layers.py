@@ -20,7 +20,8 @@ FLOORS = [
     {"attention", "decoding", "lean", "batches", "modeling", "forward", "reward", "trunks", "trust"},
     {"generate", "annotate", "train", "evaluate", "suites"},
     {"stages", "pipeline", "watching"},
-    {"cli", "labelling", "screen", "browse", "chat", "doctor", "tokens", "report", "card", "web", "scores", "studies"},
+    {"cli", "labelling", "screen", "browse", "chat", "doctor", "tokens", "report", "card", "web", "scores", "studies",
+        "leaderboard"},
 ]  # fmt: skip
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 PARTS = FLOORS[3]
@@ -45,6 +46,7 @@ STARTS_WITHOUT_TORCH = FLOORS[0] | {
     "card",
     "web",
     "studies",
+    "leaderboard",
 }
 
 

@@ -30,7 +30,7 @@ from rich.progress import (
 from typer.core import TyperGroup
 from typer.main import get_group
 
-from prefloop import __version__, config, pipeline, scores
+from prefloop import __version__, config, leaderboard, pipeline, scores
 from prefloop.config import Experiment, preset
 from prefloop.interfaces import InputError, PrefloopError, Waiting
 from prefloop.interfaces import Progress as Report
@@ -118,6 +118,7 @@ label = typer.Typer(
 app.add_typer(label, name="label")
 app.add_typer(scores.app, name="score")
 app.command("compare", epilog=scores.COMPARE_EPILOG)(scores.compare)
+app.command("tournament", epilog=leaderboard.EPILOG)(leaderboard.tournament)
 
 
 def main() -> None:

@@ -15,13 +15,17 @@ def fit(
     *,
     ridge: float = RIDGE,
     start: np.ndarray | None = None,
+    offset: np.ndarray | float = 0.0,
 ) -> np.ndarray:
-    """Coefficients [d] of features [n, d], labels from 0 to 1 [n] and weights [n], 1 each where left out."""
+    """Coefficients [d] of features [n, d], labels from 0 to 1 [n] and weights [n], 1 each where left out.
+
+    `offset` [n] is added to the log-odds: what is known already.
+    """
     found = np.zeros(features.shape[1]) if start is None else start.copy()
     each = np.ones(len(labels)) if weights is None else weights
     penalty = ridge * np.eye(len(found))
     for _ in range(STEPS):
-        predicted = sigmoid(features @ found)
+        predicted = sigmoid(features @ found + offset)
         gradient = features.T @ (each * (predicted - labels)) + ridge * found
         curvature = (features.T * (each * predicted * (1 - predicted))) @ features + penalty
         step = np.linalg.solve(curvature, gradient)

@@ -1,6 +1,6 @@
 """MT-bench's pairwise mode: two answers judged in both orders, and a win only where both orders agree.
 
-Each row holds two games, the second with the answers exchanged. A verdict is the last of `[[A]]`, `[[B]]` and `[[C]]` (a tie),
+Each row holds two games, the second with the answers exchanged. A verdict is the last of `[[A]]`, `[[B]]`, `[[C]]` (a tie),
 or a pair of ratings `[[a, b]]`, of which those within 0.1 are a tie.
 """
 
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -92,8 +92,8 @@ def score(path: str, *, draws: int, models: Sequence[str] = (), baseline: str | 
                 mine.dropped["unreadable_verdict"] += 1
                 continue
             mine.questions.append(question)
-            sure = winners[0] == winners[1] and winners[0] != "tie"
-            mine.results.append(0.5 if not sure else float(winners[0] == won))
+            result = _agreed(winners)
+            mine.results.append(result if won == "model_1" else 1 - result)
     if not games:
         raise InputError(f"{path}: no games against {baseline}")
     if missing := set(models) - games.keys():
@@ -125,11 +125,22 @@ def _winner(row: Row, game: int, place: str, equal: list[bool]) -> Winner | None
     if text is None or "m1_score" in row:  # ratings of single answers: each text is about one of them
         if stored is None:
             raise InputError(f"{place}: neither g{game + 1}_judgment nor g{game + 1}_winner")
-        return None if stored == "error" else stored
+        return None if stored == "error" else cast(Winner, stored)
     found = winner_of(str(text), game=game)
     if stored is not None:
         equal.append((found or "error") == stored)
     return found
+
+
+def result_of(row: Row, place: str) -> float | None:
+    """1 where model_1 won both games of a row, 0 where it lost both, one half otherwise; None where one is unreadable."""
+    winners = [_winner(row, game, place, []) for game in (0, 1)]
+    return None if None in winners else _agreed(winners)
+
+
+def _agreed(winners: Sequence[Winner | None]) -> float:
+    """What model_1 won of two games."""
+    return 0.5 if winners[0] != winners[1] or winners[0] == "tie" else float(winners[0] == "model_1")
 
 
 def _scored(model: str, games: Games, baseline: str | None, draws: int) -> Scored:

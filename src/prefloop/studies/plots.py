@@ -29,23 +29,29 @@ MOST_CURVES = len(COLOURS)
 """Of a panel; more cannot be told apart."""
 
 
-def draw(
-    study: Study, arms: Sequence[str], found: Sequence[Found], rows: Sequence["Row"], folder: Path
-) -> list[Path]:
-    """Writes the plots; raises Unavailable where matplotlib is missing."""
+def new_figure() -> Any:
+    """An empty figure of matplotlib; raises Unavailable where that is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise Unavailable("no plots: matplotlib is missing; pip install 'prefloop[plots]'") from error
+    return Figure(dpi=DPI, layout="constrained")
+
+
+def draw(
+    study: Study, arms: Sequence[str], found: Sequence[Found], rows: Sequence["Row"], folder: Path
+) -> list[Path]:
+    """Writes the plots; raises Unavailable where matplotlib is missing."""
+    new_figure()
     written = []
     if rows:
-        figure = Figure(dpi=DPI, layout="constrained")
+        figure = new_figure()
         _draw_measures(figure, study, arms, found, rows)
         written.append(folder / "measures.png")
         figure.savefig(written[-1])
     groups = list(dict.fromkeys((one.setting, one.arm) for one in found))
     if study.curves and groups:
-        figure = Figure(dpi=DPI, layout="constrained")
+        figure = new_figure()
         _draw_curves(figure, study, groups[:MOST_CURVES], found)
         written.append(folder / "curves.png")
         figure.savefig(written[-1])
