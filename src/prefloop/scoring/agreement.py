@@ -147,10 +147,7 @@ def _scored(name: str, ratings: Sequence[Rating], draws: int) -> Scored:
         "num_units": counted(len(votes), len(votes)),
         "num_annotators": counted(len(annotators), len(annotators)),
         "num_ratings": counted(len(ratings), len(ratings)),
-        **{
-            key: Figure(one.value, one.units, *((one.low, one.high) if one.low is not None else ()))
-            for key, one in measures.items()
-        },
+        **{key: Figure(one.value, one.units, one.low, one.high) for key, one in measures.items()},
     }
     found = Scored(NAME, name, figures, len(ratings))
     found.notes = [f"{key} is undefined: {one.reason}" for key, one in measures.items() if one.value is None]

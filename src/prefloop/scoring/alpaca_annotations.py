@@ -9,7 +9,7 @@ import json
 import math
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +65,23 @@ def annotation_of(row: Row, place: str, path: str) -> Annotation:
     """One row; columns that are not known here are left out, and old ties become 1.5. Raises InputError."""
     if not has(row, COLUMNS):
         raise unknown_format(path, row, {"annotations": COLUMNS})
-    known = {one.name: row[one.name] for one in fields(Annotation) if row.get(one.name) is not None}
-    defaults = {"generator_1": "unknown", "generator_2": "model", "annotator": "unknown"}
-    texts = {name: str(row[name] or "") for name in ("output_1", "output_2")}
-    found = {
-        "instruction": need(row, "instruction", place),
-        "preference": preference_of(row, place),
-        "raw_completion": parsed(row.get("raw_completion"), place),
-    }
-    return Annotation(**(defaults | known | texts | found))
+
+    def measured(name: str) -> float | None:
+        return None if row.get(name) in (None, "") else number(row, name, place)
+
+    return Annotation(
+        instruction=str(need(row, "instruction", place)),
+        output_1=str(row["output_1"] or ""),
+        generator_1=str(row.get("generator_1") or "unknown"),
+        output_2=str(row["output_2"] or ""),
+        generator_2=str(row.get("generator_2") or "model"),
+        annotator=str(row.get("annotator") or "unknown"),
+        preference=preference_of(row, place),
+        dataset=str(row.get("dataset") or ""),
+        price_per_example=measured("price_per_example"),
+        time_per_example=measured("time_per_example"),
+        raw_completion=parsed(row.get("raw_completion"), place),
+    )
 
 
 def preference_of(row: Row, place: str) -> float | None:

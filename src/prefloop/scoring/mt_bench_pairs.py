@@ -77,7 +77,7 @@ def score(path: str, *, draws: int, models: Sequence[str] = (), baseline: str | 
         if baseline is not None and baseline not in sides:
             continue
         question = str(need(row, "question_id", place))
-        winners = [_winner(row, game, place, equal) for game in (0, 1)]
+        winners: list[Winner | None] = [_winner(row, game, place, equal) for game in (0, 1)]
         if None not in winners:
             agree.append(winners[0] == winners[1])
             questions.append(question)
@@ -134,7 +134,7 @@ def _winner(row: Row, game: int, place: str, equal: list[bool]) -> Winner | None
 
 def result_of(row: Row, place: str) -> float | None:
     """1 where model_1 won both games of a row, 0 where it lost both, one half otherwise; None where one is unreadable."""
-    winners = [_winner(row, game, place, []) for game in (0, 1)]
+    winners: list[Winner | None] = [_winner(row, game, place, []) for game in (0, 1)]
     return None if None in winners else _agreed(winners)
 
 

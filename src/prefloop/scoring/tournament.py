@@ -244,8 +244,9 @@ def _standings(
 ) -> tuple[Standing, ...]:
     ranks = 1 + (drawn[:, :, None] < drawn[:, None, :]).sum(2)  # [r, M]
     played = (results + results.T).sum(1)
+    order: list[int] = np.argsort(-scale, kind="stable").tolist()
     found = []
-    for rank, place in enumerate(np.argsort(-scale, kind="stable").tolist(), 1):
+    for rank, place in enumerate(order, 1):
         best, worst = percentiles(ranks[:, place])
         found.append(
             Standing(
