@@ -20,6 +20,7 @@ from prefloop.scoring import (
     judging,
     mt_bench,
     mt_bench_pairs,
+    outputs,
     reward_bench,
     truthful_qa,
     win_rate,
@@ -230,6 +231,18 @@ def score_agreement(files: Files, draws: Draws = DRAWS, as_json: Json = False) -
     What cannot be defined, as for ratings that never vary, is said to be undefined: neither 0 nor 1.
     """
     show([one for file in files for one in agreement.score(str(file), draws=draws)], as_json)
+
+
+@app.command("outputs", epilog="Example: `prefloop score outputs model_outputs.json`.")
+def score_outputs(files: Files, model: Models = None, draws: Draws = DRAWS, as_json: Json = False) -> None:
+    """Whether answers are answers: constant or empty ones, text written for a judge, refusals, lengths, diversity.
+
+    Look at it beside every score that a judge gave: a constant text can top a leaderboard. Shares are in percent. Reads
+    `groups.jsonl`, AlpacaEval's outputs and annotations (instruction, output), and rows of prompt and completion.
+    """
+    show(
+        [one for file in files for one in outputs.score(str(file), draws=draws, models=model or ())], as_json
+    )
 
 
 def compare(
