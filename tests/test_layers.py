@@ -12,6 +12,7 @@ FLOORS = [
     {
         "records", "interfaces", "config", "store", "tales", "tale_rules", "containers", "fields", "formats", "data",
         "verdicts", "wording", "export", "tracking", "launch", "servers", "targets", "labels", "algorithms",
+        "sandbox",
     },
     {
         "losses", "ragged", "advantages", "shaping", "trust_region", "selection", "siblings", "statistics", "agreement",

@@ -20,23 +20,16 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from typer.core import TyperGroup
 from typer.main import get_group
 
 from prefloop import __version__, config, leaderboard, pipeline, scores
 from prefloop.config import Experiment, preset
 from prefloop.interfaces import InputError, PrefloopError, Waiting
-from prefloop.interfaces import Progress as Report
 from prefloop.records import Group
 from prefloop.screen import (
     Screen,
+    bar,
     console,
     duration,
     print_results,
@@ -194,7 +187,7 @@ def quickstart(
 def _wait_for_people(look: Callable[[], tuple[int, int]]) -> None:
     """Looks now and then how far people are, more rarely while nothing happens, until a run can go on."""
     pause, before = SHORTEST_PAUSE_S, -1
-    with _bar("judged") as progress:
+    with bar("judged") as progress:
         while True:
             done, wanted = look()
             progress(done, wanted)
@@ -534,7 +527,7 @@ def reward_card(
     source = config.SourceSection(
         path=data, fields=_fields(field or []), limit=limit, bad_rows="drop" if drop_bad_rows else "stop"
     )
-    with _bar("judging") as progress:
+    with bar("judging") as progress:
         card = make_card(
             space, model, source, previous, CardOptions(pairwise, tolerance, examples, probe), progress
         )
@@ -796,26 +789,6 @@ def _fields(renamed: Sequence[str]) -> dict[str, str]:
                 f"--field {one}: write prefloop's name, =, and the name in the file, as chosen=better"
             )
     return dict(one.split("=", 1) for one in renamed)
-
-
-@contextlib.contextmanager
-def _bar(name: str) -> Iterator[Report]:
-    """A bar for work that is no run; nothing where nobody watches."""
-    with Progress(
-        TextColumn(name),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bars:
-        bar = bars.add_task(name, total=None)
-
-        def progress(done: int, total: int, note: str = "") -> None:
-            bars.update(bar, completed=done, total=total)
-
-        yield progress
 
 
 def _print_json(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -11,12 +12,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from prefloop.interfaces import InputError
+from prefloop.sandbox.session import SECONDS
 from prefloop.scoring import (
     agreement,
     alpaca_eval,
     arena_hard,
     arena_style,
     gsm8k,
+    human_eval,
     judging,
     mt_bench,
     mt_bench_pairs,
@@ -27,6 +30,8 @@ from prefloop.scoring import (
 )
 from prefloop.scoring.figures import DETECTABLE, DRAWS, LEVEL, Figure, Scored
 from prefloop.scoring.style import Control
+from prefloop.screen import bar
+from prefloop.store import write_text
 
 app = typer.Typer(
     help="Score files of judgements, ratings or solutions in the formats that the benchmarks publish.",
@@ -183,6 +188,69 @@ def score_win_rate(files: Files, model: Models = None, draws: Draws = DRAWS, as_
 def score_gsm8k(files: Files, model: Models = None, draws: Draws = DRAWS, as_json: Json = False) -> None:
     """GSM8K: how many solutions end in the right number."""
     show([one for file in files for one in gsm8k.score(str(file), draws=draws, models=model or ())], as_json)
+
+
+@app.command(
+    "human-eval", epilog="Example: `prefloop score human-eval samples.jsonl --problems HumanEval.jsonl.gz`."
+)
+def score_human_eval(
+    files: Files,
+    problems: Annotated[
+        Path | None,
+        typer.Option(
+            "--problems",
+            envvar="HUMANEVAL_OVERRIDE_PATH",
+            help="HumanEval's file of problems, or HumanEval+'s. Its tests are trusted: they run in this process.",
+        ),
+    ] = None,
+    k: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--k", min=1, help="pass@k where every problem has k samples; 1, 10 and 100 if not given."
+        ),
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="File (.jsonl) for what became of each sample.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.1, help="Time that a sample has on the processor.")
+    ] = SECONDS,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Samples at a time; as many as there are processors."),
+    ] = None,
+    without_namespaces: Annotated[
+        bool,
+        typer.Option(
+            "--without-namespaces",
+            help="Go on where the machine allows no namespaces: generated code reads and writes whatever files you can.",
+        ),
+    ] = False,
+    draws: Draws = DRAWS,
+    as_json: Json = False,
+) -> None:
+    """HumanEval: pass@k of generated functions, run in a sandbox.
+
+    Reads samples (task_id, completion, perhaps passed) and the problems themselves, whose canonical solutions all pass.
+    """
+    found, rows = [], []
+    for file in files:
+        with bar(file.name) as progress:
+            scored, outcomes = human_eval.score(
+                str(file),
+                problems=str(problems) if problems is not None else None,
+                ks=k or human_eval.KS,
+                draws=draws,
+                seconds=seconds,
+                fencing="limits" if without_namespaces else "namespaces",
+                workers=workers,
+                progress=progress,
+            )
+        found.append(scored)
+        rows += [{"file": str(file), **asdict(one)} for one in outcomes]
+    if results is not None:
+        write_text(results, "".join(json.dumps(row) + "\n" for row in rows))
+    show(found, as_json)
 
 
 @app.command(

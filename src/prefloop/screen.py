@@ -1,6 +1,7 @@
 """What a run looks like in a terminal: a line a stage, bars, the table of its policies, and figures in words."""
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -24,6 +25,9 @@ from prefloop.records import Group
 from prefloop.store import Artefact, Workspace, read_records
 
 console = Console(emoji=False)  # text from data and models may hold :names:
+
+beside = Console(stderr=True, emoji=False)
+"""Where bars go, so that what a command prints can be piped."""
 
 
 class Screen(Watcher):
@@ -91,6 +95,26 @@ class Screen(Watcher):
             arm = "" if entry.arm == MAIN_ARM else f"arm {entry.arm}, "
             step = "preparation" if entry.iteration is None else f"iteration {entry.iteration + 1}"
             console.print(f"[bold blue]{arm}{step}[/]")
+
+
+@contextlib.contextmanager
+def bar(name: str) -> Iterator[Report]:
+    """A bar for work that is no run; nothing where nobody watches."""
+    with Progress(
+        TextColumn(name),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=beside,
+        transient=True,
+        disable=not beside.is_terminal,
+    ) as bars:
+        task = bars.add_task(name, total=None)
+
+        def progress(done: int, total: int, note: str = "") -> None:
+            bars.update(task, completed=done, total=total)
+
+        yield progress
 
 
 def summary(artefact: Artefact) -> str:

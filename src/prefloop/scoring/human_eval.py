@@ -1,0 +1,240 @@
+"""HumanEval (arXiv:2107.03374): whether completions of functions pass the benchmark's tests.
+
+Completions run in the sandbox; the tests run here, with the function in the sandbox as their candidate. A completion is a
+whole program, a function's body, or either in a fenced block.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prefloop.interfaces import InputError, Progress, no_progress
+from prefloop.sandbox.session import SECONDS, Fencing, Session, Stopped, why_unfenced
+from prefloop.scoring.figures import Figure, Scored, counted, mean_figure, text_of
+from prefloop.scoring.reading import Row, has, need, rows_of, unknown_format
+
+NAME = "human_eval"
+OFFICIAL = "357e098b"
+"""Digest of the 164 problems as they were published (openai/human-eval); only they go by the bare name."""
+KS = (1, 10, 100)
+"""The authors' choices of k."""
+FORMATS = {
+    "samples": ("task_id", "completion", "perhaps passed, to compare with"),
+    "problems": ("task_id", "prompt", "entry_point", "test", "canonical_solution"),
+}
+FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+UNFENCED = (
+    "generated code runs in namespaces, and this machine does not allow them ({}). In a container allow them "
+    "(docker: --security-opt seccomp=unconfined --security-opt apparmor=unconfined), on Ubuntu set "
+    "kernel.apparmor_restrict_unprivileged_userns=0, or go on with --without-namespaces: the code is then held by limits "
+    "and a filter of system calls alone, and reads and writes whatever files you can"
+)
+UNSTARTED = "the sandbox for generated code does not start on this machine: {}; it needs Linux"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One function to write, and the text that tests it. This text is trusted: it runs in our own process."""
+
+    task_id: str
+    prompt: str
+    entry_point: str
+    test: str
+
+    @property
+    def before(self) -> str:
+        """The prompt up to the function: imports, and helpers that the test may use."""
+        found = re.search(_definition(self.entry_point), self.prompt)
+        return self.prompt[: found.start()] if found else ""
+
+    def program(self, completion: str) -> str:
+        """What is run for a completion."""
+        blocks = FENCE.findall(completion)
+        whole = [one for one in blocks or [completion] if re.search(_definition(self.entry_point), one)]
+        if whole:
+            return self.before + whole[0]
+        return self.prompt + (blocks[0] if blocks else completion)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a sample."""
+
+    task_id: str
+    passed: bool
+    reason: str
+    """passed, wrong answer, timed out, ended, raised or refused with what, as far as it is known."""
+
+
+@dataclass(frozen=True)
+class _Sample:
+    problem: Problem
+    completion: str
+    stored: bool | None
+
+
+def score(
+    path: str,
+    *,
+    problems: str | None = None,
+    ks: Sequence[int] = KS,
+    draws: int,
+    seconds: float = SECONDS,
+    fencing: Fencing = "namespaces",
+    workers: int | None = None,
+    progress: Progress = no_progress,
+) -> tuple[Scored, list[Outcome]]:
+    """A file of samples, or the problems themselves with their canonical solutions. Raises InputError.
+
+    `ks` beyond the number of samples of any problem are left out.
+    """
+    known = read_problems(problems or path)
+    samples = list(_samples(path, known, problems or path))
+    if reason := why_unfenced(fencing):
+        raise InputError((UNFENCED if fencing == "namespaces" else UNSTARTED).format(reason))
+    outcomes = []
+    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+        run = pool.map(lambda one: run_sample(one.problem, one.completion, seconds, fencing), samples)
+        for outcome in run:
+            outcomes.append(outcome)
+            progress(len(outcomes), len(samples))
+    passed = np.array([one.passed for one in outcomes])
+    figures = {
+        "num_problems": counted(len(known), len(known)),
+        "num_passed": counted(int(passed.sum()), len(passed)),
+    }
+    figures |= _pass_at(outcomes, ks, draws)
+    equal = [
+        one.stored == outcome.passed
+        for one, outcome in zip(samples, outcomes, strict=True)
+        if one.stored is not None
+    ]
+    if equal:
+        figures["share_equal_to_stored"] = Figure(sum(equal) / len(equal), len(equal))
+    notes = [] if fencing == "namespaces" else ["generated code ran without namespaces"]
+    reasons = Counter(one.reason for one in outcomes if not one.passed)
+    if reasons:
+        notes.append(
+            "not passed: " + ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        )
+    return Scored(_name(known, seconds), Path(path).name, figures, len(samples), notes=notes), outcomes
+
+
+def read_problems(path: str) -> dict[str, Problem]:
+    """Problems by their task_id. Raises InputError."""
+    found: dict[str, Problem] = {}
+    for place, row in rows_of(path):
+        if not has(row, FORMATS["problems"][:4]):
+            raise InputError(
+                f"{place}: no problem of HumanEval ({', '.join(FORMATS['problems'][:4])}); for a file of samples name the "
+                "problems by --problems HumanEval.jsonl.gz or HUMANEVAL_OVERRIDE_PATH"
+            )
+        one = Problem(*(str(need(row, name, place)) for name in FORMATS["problems"][:4]))
+        if one.task_id in found:
+            raise InputError(f"{place}: {one.task_id} has been there before; a problem is one row")
+        found[one.task_id] = one
+    return found
+
+
+def _samples(path: str, known: Mapping[str, Problem], problems: str) -> list[_Sample]:
+    found = []
+    for place, row in rows_of(path):
+        name = "completion" if "completion" in row else "canonical_solution"
+        if not has(row, ("task_id", name)):
+            raise unknown_format(path, row, FORMATS)
+        task_id = str(need(row, "task_id", place))
+        if task_id not in known:
+            raise InputError(
+                f"{place}: {task_id} is no problem of {problems}; name the right one by --problems"
+            )
+        if not isinstance(row[name], str):
+            raise InputError(f"{place}: {name} is {row[name]!r}, not text")
+        found.append(_Sample(known[task_id], row[name], _stored(row, place)))
+    if missing := known.keys() - {one.problem.task_id for one in found}:
+        first = next(one for one in known if one in missing)
+        raise InputError(
+            f"{path}: no sample of {first}, and of {len(missing)} of {len(known)} problems in all; sample them, or name a "
+            "file with fewer problems by --problems"
+        )
+    return found
+
+
+def _stored(row: Row, place: str) -> bool | None:
+    stored = row.get("passed")
+    if stored not in (None, True, False):
+        raise InputError(f"{place}: passed is {stored!r}, not true or false")
+    return stored
+
+
+def run_sample(problem: Problem, completion: str, seconds: float, fencing: Fencing) -> Outcome:
+    """Runs a completion in the sandbox and its test here."""
+    session = Session(seconds=seconds, fencing=fencing)
+    check = _check(problem, session.call)
+    with session:
+        try:
+            session.define(problem.program(completion), problem.entry_point)
+            check(session.call)
+            reason = session.failure or "passed"
+        except Stopped as stop:
+            reason = str(stop)
+        except Exception as error:  # noqa: BLE001  a test may fail in any way on answers that can be anything
+            name = session.raised(error)
+            reason = f"raised {name}" if name else "wrong answer"
+    return Outcome(problem.task_id, reason == "passed", reason)
+
+
+def _check(problem: Problem, candidate: Callable[..., object]) -> Callable[[object], None]:
+    """The test of a problem; it may call helpers of the prompt, and the function by its name."""
+    names: dict[str, Any] = {}
+    try:
+        exec(problem.before, names)
+        names[problem.entry_point] = candidate
+        exec(problem.test, names)
+        return names["check"]
+    except Exception as error:
+        raise InputError(
+            f"{problem.task_id}: its test cannot be run: {type(error).__name__}: {error}"
+        ) from error
+
+
+def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
+    """The unbiased estimate of the chance that one of k samples passes: 1 - C(n - c, k) / C(n, k), as a product."""
+    if num_samples - num_passed < k:
+        return 1.0
+    return float(1 - np.prod(1 - k / np.arange(num_samples - num_passed + 1, num_samples + 1)))
+
+
+def _pass_at(outcomes: Sequence[Outcome], ks: Sequence[int], draws: int) -> dict[str, Figure]:
+    samples = Counter(one.task_id for one in outcomes)
+    passed = Counter(one.task_id for one in outcomes if one.passed)
+    found = {}
+    for k in ks:
+        if k <= min(samples.values()):
+            each = [pass_at_k(number, passed[task_id], k) for task_id, number in samples.items()]
+            found[f"pass_at_{k}"] = mean_figure(each, draws=draws, times=100)
+    return found
+
+
+def _name(problems: Mapping[str, Problem], seconds: float) -> str:
+    """Another set of problems or another limit is part of the name."""
+    rows = [[one.task_id, one.prompt, one.entry_point, one.test] for _, one in sorted(problems.items())]
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:8]
+    about: dict[str, object] = {}
+    if digest != OFFICIAL:
+        about["problems"] = f"{len(problems)}/{digest}"
+    if seconds != SECONDS:
+        about["seconds"] = seconds
+    return f"{NAME}[{text_of(about)}]" if about else NAME
+
+
+def _definition(name: str) -> str:
+    return rf"(?m)^[ \t]*def\s+{re.escape(name)}\s*\("
