@@ -26,7 +26,7 @@ from scored import command, command_of, printed, write
 # --- every number ----------------------------------------------------------------------------------------------------
 
 EVALUATED = ("alpaca_eval", "arena_hard", "mt_bench", "gsm8k", "rewardbench", "llmbar", "bon11_tulu_alpacaeval", "hh_rlhf",
-             "oasst_en100", "truthfulqa", "agreement")  # fmt: skip
+             "oasst_en100", "truthfulqa", "agreement", "humaneval")  # fmt: skip
 
 
 Numbers = dict[str, float | str | None]
@@ -149,6 +149,26 @@ def other_numbers(data: Path, tmp_path) -> Numbers:
     return numbers
 
 
+def human_eval_numbers(data: Path, tmp_path) -> dict[str, float]:
+    folder = data / "humaneval"
+    official = folder / "HumanEval.jsonl.gz"
+    with gzip.open(official, "rt") as file:
+        stub = [{"task_id": json.loads(line)["task_id"], "completion": "    pass"} for line in file]
+
+    def score(file, problems=official):
+        return command("score", "human-eval", file, "--problems", problems, "--draws", 2)
+
+    numbers = named("humaneval/canonical", score(official), subject=False)
+    numbers |= named("humaneval/stub_pass", score(write(tmp_path / "stub.jsonl", stub)), subject=False)
+    published = score(folder / "generations_wizardcoder_15b.jsonl.gz")
+    assert published[0]["figures"]["share_equal_to_stored"] == {"value": 1, "n": 164}
+    numbers |= named("humaneval/wizardcoder_15b", published, subject=False)
+    numbers["humaneval/wizardcoder_15b/num_rows"] = published[0]["rows"]["in"]
+    examples = score(folder / "example_samples.jsonl", folder / "example_problem.jsonl")
+    numbers["humaneval/example_samples/pass_at_1"] = examples[0]["figures"]["pass_at_1"]["value"] / 100
+    return numbers
+
+
 @pytest.mark.shared
 @pytest.mark.slow
 def test_every_number_that_was_published_or_derived_comes_out(shared, tmp_path):
@@ -159,13 +179,14 @@ def test_every_number_that_was_published_or_derived_comes_out(shared, tmp_path):
         | arena_numbers(data)
         | judge_numbers(data)
         | other_numbers(data, tmp_path)
+        | human_eval_numbers(data, tmp_path)
     )
     items = [
         one
         for one in json.loads((data / "expected.json").read_text())["items"]
         if one["id"].startswith(tuple(f"{name}/" for name in EVALUATED))
     ]
-    assert len(items) == 415 + 141 + 19
+    assert len(items) == 415 + 141 + 19 + 6
     wrong = []
     for item in items:
         name = item["id"].replace("lc_win_rate_aligned", "lc_win_rate")

@@ -65,7 +65,7 @@ def enter_empty_root(root: str, libraries: Iterable[str]) -> None:
             _call("mount", b"tmpfs", bytes(packages), b"tmpfs", NOSUID | NODEV, b"size=4k")
         attributes = struct.pack("QQQQ", READ_ONLY_ATTRIBUTES, 0, 0, 0)
         _call("syscall", MOUNT_SETATTR, AT_FDCWD, bytes(place), AT_RECURSIVE, attributes, len(attributes))
-    Path(root, "tmp").mkdir()
+    Path(root, "tmp").mkdir(exist_ok=True)  # an interpreter may lie there
     os.chroot(root)
     os.chdir("/tmp")
 

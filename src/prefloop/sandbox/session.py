@@ -76,15 +76,12 @@ class Session:
         os.set_blocking(self._answers, False)
         try:
             kind, told = self._receive()
-            if kind != "fenced":
-                raise Unfenced(told)
-        except BaseException as error:
+        except Stopped as stop:
+            reason = self._complaint.rpartition("\n")[2] or stop
+            raise Unfenced(f"the process did not start: {reason}") from None
+        if kind != "fenced":
             self.close()
-            if isinstance(error, Stopped):
-                raise Unfenced(
-                    f"the process did not start: {self._complaint.rpartition(chr(10))[2] or error}"
-                ) from None
-            raise
+            raise Unfenced(told)
         self._left = WALL * self._seconds
         return self
 
@@ -122,7 +119,7 @@ class Session:
         try:
             line = values.dumps(request)
         except (TypeError, RecursionError) as error:
-            raise self._stopped(f"refused: an argument of the test: {error}")
+            raise self._stopped(f"refused: an argument of the test: {error}") from None
         self._send(line)
         kind, answer = self._receive()
         if kind == "value":
@@ -141,7 +138,7 @@ class Session:
             try:
                 line = line[os.write(self._requests, line) :]
             except BrokenPipeError:
-                raise self._ended()
+                raise self._ended() from None
 
     def _receive(self) -> tuple[str, Any]:
         while (end := self._received.find(b"\n")) < 0:

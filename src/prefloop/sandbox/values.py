@@ -1,7 +1,7 @@
 """Built-in values as lines of JSON: what passes between trusted and untrusted code, and nothing else.
 
 `int float str bool bytes None list tuple set dict`, exactly: of a subclass only the built-in value under it passes, read by
-the built-in's own methods, and a frozenset passes as a set. Reading makes no object of any other type, whatever a line holds.
+the built-in's own methods, and a frozenset passes as a set. Reading makes nothing of any other type, whatever a line holds.
 """
 
 import json
