@@ -17,7 +17,8 @@ from prefloop.scoring.human_eval import Problem, pass_at_k
 
 HELPED = {
     "task_id": "made/0",
-    "prompt": 'import math\n\ndef helper(x):\n    return math.floor(x)\n\n\ndef whole(x):\n    """The floor of x.\n    """\n',
+    "prompt": "import math\n\ndef helper(x):\n    return math.floor(x)\n\n\n"
+    'def whole(x):\n    """The floor of x.\n    """\n',
     "entry_point": "whole",
     "test": "def check(candidate):\n    for x in (0.5, 2.0, -1.5):\n        assert candidate(x) == helper(x) == whole(x)\n",
     "canonical_solution": "    return helper(x)\n",

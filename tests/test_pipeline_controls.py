@@ -1,4 +1,4 @@
-"""Controls of the loop: the same pairs learned from once more, in order and shuffled, and pairs that are half of the start's."""
+"""Controls of the loop: its pairs learned from once more, in order and shuffled, and pairs that are half of the start's."""
 
 import pytest
 from safetensors.torch import load_file
@@ -29,7 +29,9 @@ def pairs(entry: Entry) -> list[PreferencePair]:
 
 def test_pairs_replayed_in_order_give_the_same_weights(tmp_path):
     policies = of(run(tmp_path, "loop.replay=ordered"), "policy")
-    assert len(policies) == 4 and len({one.artefact.key for one in policies}) == 4  # trained, not taken from the loop
+    assert (
+        len(policies) == 4 and len({one.artefact.key for one in policies}) == 4
+    )  # trained, not taken from the loop
     for first, again in zip(policies[:2], policies[2:], strict=True):
         weights, others = (
             load_file(model_folder(one.artefact) / "model.safetensors") for one in (first, again)

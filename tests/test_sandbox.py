@@ -453,7 +453,7 @@ def test_deep_recursion_is_no_answer(fencing):
         b"\x00\xff", [], (), set(), {}, {1, "a", (2, None)}, {(1, 2): {b"k": [set(), ()]}, None: 1.5, "tuple": {"set": 1}},
         [[[[]]]],
     ],
-    ids=lambda value: f"{type(value).__name__} {str(value)[:9] if not isinstance(value, int) else ''}",
+    ids=lambda value: type(value).__name__,  # a set is printed in another order in each process
 )  # fmt: skip
 def test_built_in_values_go_there_and_back_unchanged(fencing, value):
     found = answer_of("def answer(x): return x", fencing, value)
