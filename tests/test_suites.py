@@ -13,6 +13,7 @@ from prefloop.config import (
     AlpacaEvalSuite,
     ArenaHardSuite,
     Gsm8kSuite,
+    HumanEvalSuite,
     JudgeAnnotator,
     MtBenchSuite,
     TruthfulQaSuite,
@@ -21,7 +22,7 @@ from prefloop.config import (
 from prefloop.interfaces import InputError
 from prefloop.records import Score
 from prefloop.store import Workspace, read_rows
-from prefloop.suites import arena_hard, gsm8k, mt_bench, truthful_qa, versus
+from prefloop.suites import arena_hard, gsm8k, human_eval, mt_bench, truthful_qa, versus
 from prefloop.suites.questions import Answered
 from prefloop.watching import Watcher
 from small import small
@@ -384,3 +385,39 @@ def test_questions_that_are_too_long_are_counted(tmp_path, server, tiny_model):
     pipeline.evaluate(x, workspace, Watcher(), [pipeline.base(x, workspace, Watcher())])
     (answers,) = [one for one in workspace.published() if one.kind == "answers"]
     assert answers.manifest["rows"] == {"in": 2, "out": 1, "dropped": {"prompt_too_long": 1}}
+
+
+# --- programs ---------------------------------------------------------------------------------------------------------
+
+
+def test_programs_run_in_the_sandbox_and_their_ends_are_kept(tmp_path):
+    problem = {
+        "task_id": "made/0",
+        "prompt": "def double(x):\n",
+        "entry_point": "double",
+        "test": "def check(candidate):\n    assert candidate(2) == 4\n",
+        "canonical_solution": "    return 2 * x\n",
+    }
+    path = written(tmp_path / "problems.jsonl", problem)
+    suite = HumanEvalSuite(
+        kind="human_eval", path=path, num_completions=3, temperature=1.0, without_namespaces=True
+    )
+    asked = human_eval.questions(suite)
+    assert asked.questions[0].turns[0].count("```") == 2 and "def double(x):" in asked.questions[0].turns[0]
+    programs = ("    return 2 * x", "    return 5", "```python\ndef double(x):\n    return x + x\n```")
+    said = [Answered(key="made/0", answers=tuple((one,) for one in programs), truncated=False)]
+    rows = list(human_eval.rows(asked, said, suite, lambda *_: None))
+    assert [(one["passed"], one["reason"]) for one in rows] == [
+        (True, "passed"), (False, "wrong answer"), (True, "passed"),
+    ]  # fmt: skip
+    (found,) = human_eval.score(scored_rows(tmp_path, rows), suite, asked, "ours")
+    assert found.figures["pass_at_1"].value == pytest.approx(100 * 2 / 3)
+    assert found.benchmark.startswith("human_eval[template=") and found.benchmark.endswith(
+        f"prompts={asked.prompts}]"
+    )
+    assert human_eval.units(rows) == {"made/0": pytest.approx(2 / 3)}
+
+
+def test_several_greedy_programs_are_refused():
+    with pytest.raises(ValueError, match="greedy programs are all the same"):
+        HumanEvalSuite(kind="human_eval", path="x", num_completions=2)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from prefloop.config.annotate import (
     FunctionAnnotator,
@@ -28,6 +28,12 @@ GSM8K_TEMPLATE = """\
 {question}
 
 Work it out step by step. Write the final number alone on the last line, behind "#### "."""
+HUMAN_EVAL_TEMPLATE = """\
+Complete this Python function. Answer with the whole function in one block of code.
+
+```python
+{prompt}
+```"""
 
 
 class SuiteSection(Section):
@@ -75,8 +81,23 @@ class HumanEvalSuite(AnsweredSuite):
     """Programs a problem: pass@k is known up to this k."""
     temperature: float = Field(default=0.0, ge=0)
     """0 takes the greedy program; several programs need more."""
-    allow_network: bool = Field(default=False, json_schema_extra=NOT_HASHED)
-    """Run programs also where the machine cannot take the network from them."""
+    template: str = HUMAN_EVAL_TEMPLATE
+    """What is asked, with {prompt}."""
+    without_namespaces: bool = Field(default=False, json_schema_extra=NOT_HASHED)
+    """Run programs also where the machine allows no namespaces: they read and write whatever files you can."""
+
+    @field_validator("template")
+    @classmethod
+    def _has_a_place(cls, value: str) -> str:
+        if "{prompt}" not in value:
+            raise ValueError("lacks {prompt}")
+        return value
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> "HumanEvalSuite":
+        if self.num_completions > 1 and not self.temperature:
+            raise ValueError("num_completions: greedy programs are all the same; raise temperature")
+        return self
 
 
 class AlpacaEvalSuite(AnsweredSuite):

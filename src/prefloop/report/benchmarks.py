@@ -9,7 +9,7 @@ from prefloop.statistics import mean_interval
 from prefloop.store import Workspace, read_json
 
 RESAMPLES = 2000
-PERCENT = frozenset({"accuracy", "win_rate", "question_mean", "mc2"})
+PERCENT = frozenset({"accuracy", "win_rate", "question_mean", "mc2", "pass_at_1"})
 """Figures whose units are shares of one."""
 
 

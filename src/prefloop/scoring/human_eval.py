@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,34 +99,66 @@ def score(
     """
     known = read_problems(problems or path)
     samples = list(_samples(path, known, problems or path))
-    if reason := why_unfenced(fencing):
-        raise InputError((UNFENCED if fencing == "namespaces" else UNSTARTED).format(reason))
-    outcomes = []
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
-        run = pool.map(lambda one: run_sample(one.problem, one.completion, seconds, fencing), samples)
-        for outcome in run:
-            outcomes.append(outcome)
-            progress(len(outcomes), len(samples))
-    passed = np.array([one.passed for one in outcomes])
-    figures = {
-        "num_problems": counted(len(known), len(known)),
-        "num_passed": counted(int(passed.sum()), len(passed)),
-    }
-    figures |= _pass_at(outcomes, ks, draws)
+    outcomes = list(
+        run_samples(
+            [(one.problem, one.completion) for one in samples],
+            seconds=seconds,
+            fencing=fencing,
+            workers=workers,
+            progress=progress,
+        )
+    )
+    found = scored(outcomes, known, Path(path).name, ks=ks, draws=draws, seconds=seconds)
     equal = [
         one.stored == outcome.passed
         for one, outcome in zip(samples, outcomes, strict=True)
         if one.stored is not None
     ]
     if equal:
-        figures["share_equal_to_stored"] = Figure(sum(equal) / len(equal), len(equal))
-    notes = [] if fencing == "namespaces" else ["generated code ran without namespaces"]
+        found.figures["share_equal_to_stored"] = Figure(sum(equal) / len(equal), len(equal))
+    if fencing != "namespaces":
+        found.notes.insert(0, "generated code ran without namespaces")
+    return found, outcomes
+
+
+def run_samples(
+    samples: Sequence[tuple[Problem, str]],
+    *,
+    seconds: float = SECONDS,
+    fencing: Fencing = "namespaces",
+    workers: int | None = None,
+    progress: Progress = no_progress,
+) -> Iterator[Outcome]:
+    """What becomes of completions, in order. Raises InputError where this machine cannot fence them in."""
+    if reason := why_unfenced(fencing):
+        raise InputError((UNFENCED if fencing == "namespaces" else UNSTARTED).format(reason))
+    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+        outcomes = pool.map(lambda one: run_sample(*one, seconds, fencing), samples)
+        for number, outcome in enumerate(outcomes, 1):
+            yield outcome
+            progress(number, len(samples))
+
+
+def scored(
+    outcomes: Sequence[Outcome],
+    known: Mapping[str, Problem],
+    subject: str,
+    *,
+    ks: Sequence[int] = KS,
+    draws: int,
+    seconds: float = SECONDS,
+) -> Scored:
+    """The figures of outcomes that are there already."""
+    passed = np.array([one.passed for one in outcomes])
+    figures = {
+        "num_problems": counted(len(known), len(known)),
+        "num_passed": counted(int(passed.sum()), len(passed)),
+    }
+    figures |= _pass_at(outcomes, ks, draws)
     reasons = Counter(one.reason for one in outcomes if not one.passed)
-    if reasons:
-        notes.append(
-            "not passed: " + ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        )
-    return Scored(_name(known, seconds), Path(path).name, figures, len(samples), notes=notes), outcomes
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    notes = [f"not passed: {told}"] if told else []
+    return Scored(_name(known, seconds), subject, figures, len(outcomes), notes=notes)
 
 
 def read_problems(path: str) -> dict[str, Problem]:

@@ -14,6 +14,7 @@ from prefloop.config import (
     ArenaHardSuite,
     Experiment,
     Gsm8kSuite,
+    HumanEvalSuite,
     JudgeAnnotator,
     MtBenchSuite,
     PairJudge,
@@ -46,7 +47,7 @@ from prefloop.store import (
     write_rows,
     write_text,
 )
-from prefloop.suites import arena_hard, gsm8k, mt_bench, versus
+from prefloop.suites import arena_hard, gsm8k, human_eval, mt_bench, versus
 from prefloop.suites.questions import Answered, Asked, Question, Row
 
 if TYPE_CHECKING:
@@ -60,12 +61,13 @@ FIGURES = {
     "win_rate": "win_rate",
     "arena_hard": "question_mean",
     "mt_bench": "mean",
+    "human_eval": "pass_at_1",
     "truthful_qa": "mc2",
 }
 """The figure that stands for a benchmark where there is room for one; it is a mean over questions."""
 FILES = ("path", "inputs", "references", "templates", "context")
 """Keys that name outside files; those enter a key by content."""
-AFTERWARDS = (*FILES, "judge", "baseline", "confidence_draws", "allow_network")
+AFTERWARDS = (*FILES, "judge", "baseline", "confidence_draws", "without_namespaces")
 """Keys that decide nothing about the answers."""
 
 
@@ -77,6 +79,8 @@ def questions(suite: Suite) -> Asked:
     match suite:
         case Gsm8kSuite():
             return gsm8k.questions(suite)
+        case HumanEvalSuite():
+            return human_eval.questions(suite)
         case AlpacaEvalSuite() | WinRateSuite():
             return versus.questions(suite)
         case ArenaHardSuite():
@@ -203,7 +207,7 @@ def suite(
             )
         path = build.path / VERDICTS
         write_text(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found))
-        scored, units = _scored(suite, str(path), found)
+        scored, units = _scored(suite, str(path), found, policy.name)
         write_json(build.path / SCORES, [one.to_json() for one in scored])
         write_json(build.path / UNITS, units)
         build.count(len(found), len(found))
@@ -249,6 +253,8 @@ def _rows(
     match suite:
         case Gsm8kSuite():
             found = gsm8k.rows(asked, said, model)
+        case HumanEvalSuite():
+            found = human_eval.rows(asked, said, suite, build.progress)
         case AlpacaEvalSuite():
             baseline = versus.baseline_of_file(suite.path, asked, suite.baseline)
             found = versus.alpaca_rows(said, model, baseline, _comparer(x, suite.judge, build))
@@ -282,11 +288,15 @@ def _baseline(suite: WinRateSuite, asked: Asked, against: Artefact | None) -> ve
     return versus.baseline_of_answers(against.stats["policy"], _read(against))
 
 
-def _scored(suite: Suite, path: str, rows: Sequence[Row]) -> tuple[list[Scored], dict[str, float]]:
+def _scored(
+    suite: Suite, path: str, rows: Sequence[Row], model: str
+) -> tuple[list[Scored], dict[str, float]]:
     """What the verdicts say, as their format's scorer reads it, and a value for each question."""
     match suite:
         case Gsm8kSuite():
             return gsm8k.score(path, suite, questions(suite)), gsm8k.units(rows)
+        case HumanEvalSuite():
+            return human_eval.score(path, suite, questions(suite), model), human_eval.units(rows)
         case AlpacaEvalSuite():
             return versus.score_alpaca(path, suite, questions(suite)), versus.units(rows)
         case WinRateSuite():
