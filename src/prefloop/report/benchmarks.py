@@ -24,6 +24,9 @@ class BenchmarkScore:
     dropped: Mapping[str, int]
     gain: Estimate | None
     """Over the start, paired by question; None for the start, and where the benchmark compares with it anyway."""
+    panel: Mapping[str, float | None] | None
+    """What the answers look like; None where there are none."""
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -86,4 +89,6 @@ def _score(
         told["n"],
         scored["rows"]["dropped"],
         gain,
+        row.stats["panel"],
+        tuple(scored["notes"]),
     )

@@ -183,6 +183,8 @@ def _policy(
         distinct_1=as_number(evaluation.get("distinct_1")),
         distinct_2=as_number(evaluation.get("distinct_2")),
         truncated_share=as_number(evaluation.get("truncated_share")),
+        refused_share=as_number(evaluation.get("refused_share")),
+        judge_directed_share=as_number(evaluation.get("judge_directed_share")),
         score_length_correlation=as_number(evaluation.get("score_length_correlation")),
         repeated_share=here_measured.repeated_share if here_measured else None,
         score_effect=_effect(score_gain, measured.get((MAIN_ARM, None)), "score"),

@@ -83,6 +83,10 @@ class Policy:
     distinct_1: float | None
     distinct_2: float | None
     truncated_share: float | None
+    refused_share: float | None
+    """Share of answers that begin by declining."""
+    judge_directed_share: float | None
+    """Share of answers with text that is written for a judge."""
     score_length_correlation: float | None
     repeated_share: float | None
     """Share of evaluation answers that are the most frequent text."""

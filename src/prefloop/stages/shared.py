@@ -22,6 +22,7 @@ from prefloop.config import (
 from prefloop.containers import hub_commit
 from prefloop.interfaces import Generator, InputError, Scorer, Unavailable
 from prefloop.records import Group, Judgement, PreferencePair, Prompt, content_id, judgement_adapter
+from prefloop.scoring.outputs import is_refusal, kinds_of
 from prefloop.statistics import distinct_n
 from prefloop.store import Artefact, Build, RowFile, digest_path, read_json, read_records
 from prefloop.targets import function_digest
@@ -185,6 +186,8 @@ def text_statistics(groups: Sequence[Group]) -> dict[str, Any]:
         "truncated_share": share([one.finish_reason == "length" for one in completions]),
         "distinct_1": distinct_n([one.text for one in completions], 1),
         "distinct_2": distinct_n([one.text for one in completions], 2),
+        "refused_share": share([is_refusal(one.text) for one in completions]),
+        "judge_directed_share": share([bool(kinds_of(one.text)) for one in completions]),
     }
 
 

@@ -24,6 +24,7 @@ from prefloop.config import (
 )
 from prefloop.interfaces import Comparer, InputError
 from prefloop.records import Group, Message, Prompt
+from prefloop.scoring import outputs
 from prefloop.scoring.figures import Scored
 from prefloop.stages.shared import (
     annotator_digests,
@@ -126,13 +127,12 @@ def answers(x: Experiment, name: str, suite: AnsweredSuite, policy: Artefact) ->
         write_rows(build.path / ANSWERS, rows)
         number = len(asked.questions)
         build.count(number, len(rows), {"prompt_too_long": number - len(rows)})
-        lengths = [len(text) for one in rows for texts in one.answers for text in texts]
+        panel = outputs.panel(outputs.read_outputs(str(build.path / ANSWERS)), draws=suite.confidence_draws)
         build.stats = {
             "suite": name,
             "policy": policy.name,
-            "num_questions": number,
-            "mean_characters": round(sum(lengths) / len(lengths), 3),
-            "truncated_share": round(len(cut & said.keys()) / len(rows), 6),
+            "panel": {figure: one.value for figure, one in panel.figures.items()},
+            "notes": panel.notes,
         }
 
     config: dict[str, Any] = {"suite": without_paths(suite, *AFTERWARDS), "seed": x.seed}
@@ -208,6 +208,8 @@ def suite(
         path = build.path / VERDICTS
         write_text(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found))
         scored, units = _scored(suite, str(path), found, policy.name)
+        for one in scored:
+            one.notes += answered.stats["notes"] if answered is not None else []
         write_json(build.path / SCORES, [one.to_json() for one in scored])
         write_json(build.path / UNITS, units)
         build.count(len(found), len(found))
@@ -215,6 +217,7 @@ def suite(
             "suite": name,
             "kind": suite.kind,
             "figure": FIGURES[suite.kind],
+            "panel": answered.stats["panel"] if answered is not None else None,
             "scores": [one.to_json() for one in scored],
         }
 
