@@ -86,4 +86,6 @@ def score(path: str, suite: TruthfulQaSuite, asked: AskedChoices) -> list[Scored
     found = truthful_qa.score(path, questions=suite.path, draws=suite.confidence_draws)
     for one in found:
         one.benchmark = f"{truthful_qa.NAME}[prompts={asked.prompts}]"
+        if suite.limit is not None:
+            one.notes.clear()  # that others were not asked is what the limit is for
     return found
