@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from judge_server import Server, said
-from prefloop import config, pipeline
+from prefloop import config, pipeline, report
 from prefloop.annotate.referee import Referee
 from prefloop.annotate.scored import ScoreComparer
 from prefloop.config import (
@@ -421,3 +421,27 @@ def test_programs_run_in_the_sandbox_and_their_ends_are_kept(tmp_path):
 def test_several_greedy_programs_are_refused():
     with pytest.raises(ValueError, match="greedy programs are all the same"):
         HumanEvalSuite(kind="human_eval", path="x", num_completions=2)
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_shows_scores_gains_and_what_the_judge_said_with_hostile_text_inert(tmp_path, server):
+    hostile = "<script>document.title='taken'</script>"
+    server.answer = lambda body: said(f"Well {hostile} [[7]]")
+    x = small(
+        f"evaluate.suites={json.dumps(suites(tmp_path, server))}", "loop.gate.metric=none", "loop.batches=1"
+    )
+    workspace = Workspace(tmp_path / "w")
+    pipeline.run(x, workspace, Watcher())
+    collected = report.collect(workspace, "small")
+    stories, talk = sorted(collected.benchmarks, key=lambda one: one.suite)
+    assert [(one.iteration, one.value.mean) for one in talk.scores] == [(None, 7), (0, 7)]
+    assert (talk.scores[0].gain, talk.scores[1].gain.mean) == (None, 0)
+    assert [one.iteration for one in stories.scores] == [0] and stories.scores[0].gain is None
+    assert len(stories.verdicts) == 3 and all(len(one.answers) == 2 for one in stories.verdicts)
+    values = [one.value for one in stories.verdicts]
+    assert values[0] == max(values) and values[1] == min(values)
+    page = report.render(collected)
+    assert "&lt;script&gt;document.title" in page and hostile not in page
+    assert "mt_bench[judge=m" in page

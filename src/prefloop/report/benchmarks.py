@@ -1,16 +1,19 @@
 """Benchmarks of a run's policies: each one's figure, and its paired difference from the start on the same questions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prefloop.report.types import Estimate, StageRow
 from prefloop.report.values import as_number
 from prefloop.statistics import mean_interval
-from prefloop.store import Workspace, read_json
+from prefloop.store import Workspace, read_json, read_rows
 
 RESAMPLES = 2000
 PERCENT = frozenset({"accuracy", "win_rate", "question_mean", "mc2", "pass_at_1"})
 """Figures whose units are shares of one."""
+SHOWN = 6
+"""Verdicts of each benchmark."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,19 @@ class BenchmarkScore:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """One question with what was answered, and what the judge made of it."""
+
+    value: float
+    """What it counts, as in the benchmark's units."""
+    prompt: str
+    answers: tuple[tuple[str, str], ...]
+    """Who, and what."""
+    words: str
+    """Of the judge, or what became of a program."""
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """One benchmark of the experiment."""
 
@@ -39,6 +55,8 @@ class Benchmark:
     """With judge, baseline, template and prompts."""
     figure: str
     scores: tuple[BenchmarkScore, ...]
+    verdicts: tuple[Verdict, ...] = ()
+    """On the last policy: where it did best and worst, in turn."""
 
 
 def benchmarks_of(
@@ -62,7 +80,42 @@ def _benchmark(workspace: Workspace, suite: str, rows: Sequence[StageRow], confi
         rows[0].stats["scores"][0]["benchmark"],
         figure,
         tuple(_score(one, units[one.key], start, times, confidence) for one in rows),
+        tuple(_verdicts(workspace, rows[-1], units[rows[-1].key])),
     )
+
+
+def _verdicts(workspace: Workspace, row: StageRow, units: Mapping[str, float]) -> Iterator[Verdict]:
+    """The questions at both ends; those that count the same come in the order of the file."""
+    found: dict[str, Verdict] = {}
+    for one in read_rows(workspace.artefacts / f"suite-{row.key}" / "verdicts.jsonl"):
+        key, prompt, answers, words = _told(one)
+        if key in units:
+            found.setdefault(key, Verdict(units[key], prompt, answers, words))
+    ordered = sorted(found.values(), key=lambda one: one.value)
+    shown = min(SHOWN, len(ordered))
+    best, worst = ordered[::-1][: (shown + 1) // 2], ordered[: shown // 2]
+    for place in range(max(len(best), len(worst))):
+        yield from (*best[place : place + 1], *worst[place : place + 1])
+
+
+def _told(row: Mapping[str, Any]) -> tuple[str, str, tuple[tuple[str, str], ...], str]:
+    """Key, prompt, answers and the judge's words of a row in any benchmark's format."""
+    if "instruction" in row:
+        sides = tuple((row[f"generator_{side}"], row[f"output_{side}"]) for side in (1, 2))
+        return row["instruction"], row["instruction"], sides, row["raw_completion"]
+    if "answer_a" in row:
+        sides = tuple((row[f"model_{side}"], row[f"answer_{side}"]) for side in ("a", "b"))
+        return row["prompt"], row["prompt"], sides, row["reason"]
+    if "judgment" in row:
+        return str(row["question_id"]), row["user_prompt"], (), row["judgment"]
+    if "games" in row:
+        words = "\n\n".join(one["judgment"] for one in row["games"])
+        return row["question_id"], row["question_id"], (), words
+    if "task_id" in row:
+        return row["task_id"], row["task_id"], (("program", row["completion"]),), row["reason"]
+    if "solution" in row:
+        return row["question"], row["question"], ((row["model"], row["solution"]),), row["answer"]
+    return row["question"], row["question"], (), ""
 
 
 def _score(
