@@ -275,8 +275,15 @@ def test_a_model_against_itself_differs_by_nothing(tmp_path):
     twin = [row | {"generator_2": "twin"} for row in rows]
     file = write(tmp_path / "both.jsonl", rows + twin)
     (found,) = command("compare", "mine", "twin", file, "--benchmark", "alpaca-eval", "--draws", 20)
-    for figure in found["figures"].values():
-        assert (figure["value"], figure["low"], figure["high"]) == (0, 0, 0)
+    for name, figure in found["figures"].items():
+        if name.startswith("paired_"):
+            assert (figure["value"], figure["low"], figure["high"]) == (0, 0, 0)
+    assert [found["figures"][name]["value"] for name in ("wins", "ties", "losses", "p_sign_flip")] == [
+        0,
+        20,
+        0,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(

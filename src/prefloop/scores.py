@@ -1,17 +1,16 @@
 """`prefloop score` and `prefloop compare`: benchmarks from files of judgements, without a model and without a network."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prefloop.interfaces import InputError
 from prefloop.sandbox.session import SECONDS
 from prefloop.scoring import (
     agreement,
@@ -28,7 +27,8 @@ from prefloop.scoring import (
     truthful_qa,
     win_rate,
 )
-from prefloop.scoring.figures import DETECTABLE, DRAWS, LEVEL, Figure, Scored
+from prefloop.scoring.comparing import Benchmark, compare_files
+from prefloop.scoring.figures import DRAWS, LEVEL, Figure, Scored
 from prefloop.scoring.style import Control
 from prefloop.screen import bar
 from prefloop.store import write_text
@@ -40,7 +40,6 @@ app = typer.Typer(
 )
 COMPARE_EPILOG = "Example: `prefloop compare model-2 model-1 gpt-4_single.jsonl --benchmark mt-bench`."
 console = Console()
-T = TypeVar("T")
 
 Files = Annotated[list[Path], typer.Argument(help="Files (.json, .jsonl, .csv, .parquet; each also .gz).")]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON, with every digit.")]
@@ -317,38 +316,20 @@ def compare(
     ours: Annotated[str, typer.Argument(help="A model, as the file names it.")],
     theirs: Annotated[str, typer.Argument(help="The model to compare with.")],
     files: Annotated[list[Path], typer.Argument(help="Files with judgements on both.")],
-    benchmark: Annotated[
-        Literal["alpaca-eval", "mt-bench"], typer.Option("--benchmark", help="What the files are of.")
-    ],
+    benchmark: Annotated[Benchmark, typer.Option("--benchmark", help="What the files are of.")],
     inputs: Inputs = None,
     draws: Draws = DRAWS,
     as_json: Json = False,
 ) -> None:
-    """Compare two models on the same prompts: the paired difference with its interval.
+    """Compare two models on the same prompts: the paired difference with its interval, a test, wins, ties and losses.
 
-    The line under the table says which difference these prompts can show.
+    The p value is of the sign-flip test: models change places by chance, prompt by prompt. The line under the table says
+    which difference these prompts can show. Reads the files of `prefloop score`; for `human-eval`
+    rows with task_id and passed.
     """
-    if benchmark == "mt-bench":
-        ratings = {name: one for file in files for name, one in mt_bench.read_ratings(str(file)).items()}
-        a, b = _named(ratings, ours), _named(ratings, theirs)
-        found = mt_bench.compare(a, b, f"{ours} minus {theirs}", draws=draws)
-    else:
-        verdicts = {one.model: one for file in files for one in alpaca_eval.read_verdicts(str(file))}
-        loaded = alpaca_eval.load_inputs(inputs) if inputs is not None else None
-        found = alpaca_eval.compare(_named(verdicts, ours), _named(verdicts, theirs), loaded, draws=draws)
-    for name, one in found.figures.items():
-        if one.half_width is not None:
-            smallest = DETECTABLE * one.half_width / 1.96
-            found.notes.append(
-                f"{name}: the smallest difference that {one.n} such pairs can show is {smallest:.3g}"
-            )
+    loaded = alpaca_eval.load_inputs(inputs) if inputs is not None else None
+    found = compare_files(benchmark, ours, theirs, [str(file) for file in files], inputs=loaded, draws=draws)
     show([found], as_json)
-
-
-def _named(found: Mapping[str, T], name: str) -> T:
-    if name not in found:
-        raise InputError(f"no rows of {name!r}; there are {', '.join(sorted(found))}")
-    return found[name]
 
 
 def show(found: Sequence[Scored], as_json: bool) -> None:

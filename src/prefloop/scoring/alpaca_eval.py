@@ -33,6 +33,7 @@ from prefloop.scoring.figures import (
     text_of,
 )
 from prefloop.scoring.logistic import fit
+from prefloop.scoring.paired import beside, lengths, note_unpaired, outcomes
 from prefloop.scoring.reading import Row, has, need, number, rows_of, unknown_format
 
 NAME = "alpaca_eval_2"
@@ -103,6 +104,8 @@ class Verdicts:
     """1 to 2, [n]."""
     length_gaps: np.ndarray
     """Characters of the baseline less those of the model, [n]."""
+    lengths: np.ndarray
+    """Characters of the model, [n]."""
     judge: str | None
     baseline: str | None
     dropped: Counter[str]
@@ -118,7 +121,7 @@ class Verdicts:
         at = {key: place for place, key in enumerate(self.keys)}
         places = [at[key] for key in keys]
         return Verdicts(
-            self.model, tuple(keys), self.preferences[places], self.length_gaps[places], self.judge,
+            self.model, tuple(keys), self.preferences[places], self.length_gaps[places], self.lengths[places], self.judge,
             self.baseline, self.dropped, self.rows_in,
         )  # fmt: skip
 
@@ -137,7 +140,7 @@ def read_verdicts(path: str) -> list[Verdicts]:
 
 
 def _verdicts(model: str, rows: Sequence[tuple[str, Row]]) -> Verdicts:
-    found: dict[Key, tuple[float, float]] = {}
+    found: dict[Key, tuple[float, float, float]] = {}
     dropped: Counter[str] = Counter()
     for place, row in rows:
         key: Key = row["instruction"] if "instruction" in row else int(number(row, "index", place))
@@ -147,14 +150,16 @@ def _verdicts(model: str, rows: Sequence[tuple[str, Row]]) -> Verdicts:
         if value is None:
             dropped["no_preference"] += 1
             continue
-        found[key] = value, _length_gap(row, place)
+        length = _length(row, 2, place)
+        found[key] = value, _length(row, 1, place) - length, length
     first = rows[0][1]
-    values = np.array(list(found.values()), dtype=np.float64).reshape(-1, 2)
+    values = np.array(list(found.values()), dtype=np.float64).reshape(-1, 3)
     return Verdicts(
         model,
         tuple(found),
         values[:, 0],
         values[:, 1],
+        values[:, 2],
         first.get("annotator"),
         first.get("generator_1"),
         dropped,
@@ -162,10 +167,11 @@ def _verdicts(model: str, rows: Sequence[tuple[str, Row]]) -> Verdicts:
     )
 
 
-def _length_gap(row: Row, place: str) -> float:
+def _length(row: Row, side: int, place: str) -> float:
+    """Characters of the baseline (1) or the model (2)."""
     if "output_1" in row:
-        return len(str(row["output_1"] or "")) - len(str(row["output_2"] or ""))
-    return number(row, "len_baseline", place) - number(row, "len_model", place)
+        return len(str(row[f"output_{side}"] or ""))
+    return number(row, ("len_baseline", "len_model")[side - 1], place)
 
 
 # --- equal length ----------------------------------------------------------------------------------------------------
@@ -255,8 +261,7 @@ def score_verdicts(verdicts: Verdicts, inputs: Inputs | None, *, draws: int) -> 
     figures["win_rate"] = mean_figure(scores, draws=draws, times=100)
     deviation = scores.std(ddof=1) if n > 1 else math.nan
     figures["standard_error"] = Figure(100 * deviation / math.sqrt(n) if n > 1 else None, n)
-    wins = np.where(scores > 0.5, 1.0, np.where(scores == 0.5, 0.5, 0.0))
-    figures["discrete_win_rate"] = mean_figure(wins, draws=draws, times=100)
+    figures["discrete_win_rate"] = mean_figure(discrete(scores), draws=draws, times=100)
     difficulty, gamed, missing = _beside(verdicts, inputs)
     name = "lc_win_rate" if difficulty is not None else "lc_win_rate[difficulty=none, regulariser=none]"
 
@@ -275,6 +280,11 @@ def score_verdicts(verdicts: Verdicts, inputs: Inputs | None, *, draws: int) -> 
             f"no verdict on {len(missing)} of {n + len(missing)} instructions: {_some(missing)}"
         )
     return scored
+
+
+def discrete(scores: np.ndarray) -> np.ndarray:
+    """Scores [n] as wins, ties and losses against the baseline: 1, one half, 0."""
+    return np.where(scores > 0.5, 1.0, np.where(scores == 0.5, 0.5, 0.0))
 
 
 def _some(keys: Sequence[Key]) -> str:
@@ -377,4 +387,8 @@ def compare(ours: Verdicts, theirs: Verdicts, inputs: Inputs | None, *, draws: i
 
     low, high = interval(n, difference, draws=draws)
     scored.figures[name] = Figure(difference(np.arange(n)), n, low, high)
+    # a judge sure of both differs in the seventh digit: who won against the baseline where the other did not is what counts
+    won = outcomes(discrete(a.scores) - discrete(b.scores))
+    scored.figures |= beside(gaps, both) | won | lengths(a.lengths, b.lengths, draws=draws)
+    note_unpaired(scored, n, len(ours.keys), len(theirs.keys))
     return scored

@@ -91,12 +91,17 @@ class Battles:
         return next(iter(self.baselines))
 
     @property
-    def by_question(self) -> dict[str, float]:
-        """The mean of each question's rows."""
+    def rows_by_question(self) -> dict[str, list[float]]:
+        """What the model won in each row of a question."""
         rows: dict[str, list[float]] = {}
         for question, one in zip(self.questions, self.won, strict=True):
             rows.setdefault(question, []).append(one)
-        return {question: float(np.mean(some)) for question, some in rows.items()}
+        return rows
+
+    @property
+    def by_question(self) -> dict[str, float]:
+        """The mean of each question's rows."""
+        return {question: float(np.mean(some)) for question, some in self.rows_by_question.items()}
 
 
 def read_battles(path: str, models: Sequence[str] = ()) -> list[Battles]:

@@ -1,10 +1,12 @@
 """GSM8K: whether the number that a solution ends in is the right one."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from prefloop.interfaces import InputError
 from prefloop.scoring.figures import Figure, Scored, counted, mean_figure
+from prefloop.scoring.paired import Solved
 from prefloop.scoring.reading import has, need, rows_of, unknown_format
 
 NAME = "gsm8k"
@@ -33,28 +35,56 @@ def is_right(solution: str, truth: str) -> bool:
     return found is not None and found == wanted
 
 
-def score(path: str, *, draws: int, models: Sequence[str] = ()) -> list[Scored]:
-    """Every model of a file of solutions, or those named. Raises InputError."""
-    right: dict[str, list[bool]] = {}
-    equal: dict[str, list[bool]] = {}
+class Solution(NamedTuple):
+    """What one model wrote about a question."""
+
+    model: str
+    question: str
+    """A row without a question is one of its own."""
+    text: str
+    right: bool
+    stored: bool | None
+    """What the file says."""
+
+
+def solutions(path: str) -> Iterator[Solution]:
+    """Every solution of a file. Raises InputError."""
     for place, row in rows_of(path):
         graded = {
             str(name): one for name, one in row.items() if isinstance(one, Mapping) and "solution" in one
         }
+        question = str(row.get("question") or place)
         if graded and "ground_truth" in row:
             truth = str(need(row, "ground_truth", place))
             for model, one in graded.items():
-                right.setdefault(model, []).append(is_right(str(one["solution"]), truth))
-                if "is_correct" in one:
-                    equal.setdefault(model, []).append(right[model][-1] == one["is_correct"])
+                text = str(one["solution"])
+                yield Solution(model, question, text, is_right(text, truth), one.get("is_correct"))
         elif has(row, FORMATS["solutions"]):
-            model = str(row.get("model") or "model")
             truth = str(need(row, "answer", place))
             if final_number(truth) is None:
                 truth = f"#### {truth}"
-            right.setdefault(model, []).append(is_right(str(need(row, "solution", place)), truth))
+            text = str(need(row, "solution", place))
+            yield Solution(str(row.get("model") or "model"), question, text, is_right(text, truth), None)
         else:
             raise unknown_format(path, row, FORMATS)
+
+
+def read_solutions(path: str) -> dict[str, Solved]:
+    """What each model got right, by question. Raises InputError."""
+    found: dict[str, Solved] = {}
+    for one in solutions(path):
+        found.setdefault(one.model, Solved()).add(one.question, one.right, one.text)
+    return found
+
+
+def score(path: str, *, draws: int, models: Sequence[str] = ()) -> list[Scored]:
+    """Every model of a file of solutions, or those named. Raises InputError."""
+    right: dict[str, list[bool]] = {}
+    equal: dict[str, list[bool]] = {}
+    for one in solutions(path):
+        right.setdefault(one.model, []).append(one.right)
+        if one.stored is not None:
+            equal.setdefault(one.model, []).append(one.right == one.stored)
     if missing := set(models) - right.keys():
         raise InputError(f"{path}: no solutions of {', '.join(sorted(missing))}")
     found = []

@@ -10,7 +10,8 @@ import numpy as np
 
 from prefloop.interfaces import InputError
 from prefloop.scoring.figures import Figure, Scored, clustered_figure, counted, text_of
-from prefloop.scoring.mt_bench_pairs import judge_of
+from prefloop.scoring.mt_bench_pairs import TIE_WITHIN, judge_of
+from prefloop.scoring.paired import beside, note_unpaired
 from prefloop.scoring.reading import Row, has, need, rows_of, unknown_format
 
 NAME = "mt_bench"
@@ -165,4 +166,7 @@ def compare(ours: Read, theirs: Read, subject: str, *, draws: int) -> Scored:
         raise InputError(f"{subject}: no question was rated for both")
     gaps = np.array([means[0][key] - means[1][key] for key in both])
     figure = clustered_figure(gaps, [question for question, _ in both], draws=draws)
-    return Scored(NAME, subject, {"paired_mean": figure}, ours.rows_in + theirs.rows_in)
+    found = Scored(NAME, subject, {"paired_mean": figure}, ours.rows_in + theirs.rows_in)
+    found.figures |= beside(gaps, [question for question, _ in both], tie_within=TIE_WITHIN)
+    note_unpaired(found, len(both), len(means[0]), len(means[1]))
+    return found
