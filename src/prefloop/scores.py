@@ -25,6 +25,7 @@ from prefloop.scoring import (
     outputs,
     reward_bench,
     truthful_qa,
+    truthful_qa_binary,
     win_rate,
 )
 from prefloop.scoring.comparing import Benchmark, compare_files
@@ -265,16 +266,15 @@ def score_truthful_qa(
     draws: Draws = DRAWS,
     as_json: Json = False,
 ) -> None:
-    """TruthfulQA: MC1 and MC2 from log-likelihoods of the answers.
+    """TruthfulQA: MC1 and MC2 from log-likelihoods of the answers, or the binary setting.
 
-    A row is a question with lists `mc1` and `mc2`, one number an answer. A file of questions alone gets what a scorer
-    reaches that finds all answers equally likely.
+    A row is a question with lists `mc1` and `mc2`, one number an answer; with the table of 2025 as `--questions` a list
+    `binary` of two, the best answer's first. Questions alone get what a scorer reaches that finds all equally likely.
     """
-    found = [
-        one
-        for file in files
-        for one in truthful_qa.score(str(file), questions=questions, draws=draws, models=model or ())
-    ]
+    found = []
+    for file in map(str, files):
+        setting = truthful_qa_binary if truthful_qa_binary.is_binary(questions or file) else truthful_qa
+        found += setting.score(file, questions=questions, draws=draws, models=model or ())
     show(found, as_json)
 
 
