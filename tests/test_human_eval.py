@@ -17,8 +17,7 @@ from prefloop.scoring.human_eval import Problem, pass_at_k
 
 HELPED = {
     "task_id": "made/0",
-    "prompt": "import math\n\ndef helper(x):\n    return math.floor(x)\n\n\n"
-    'def whole(x):\n    """The floor of x.\n    """\n',
+    "prompt": 'import math\n\ndef helper(x):\n    return math.floor(x)\n\n\ndef whole(x):\n    """Its floor."""\n',
     "entry_point": "whole",
     "test": "def check(candidate):\n    for x in (0.5, 2.0, -1.5):\n        assert candidate(x) == helper(x) == whole(x)\n",
     "canonical_solution": "    return helper(x)\n",
@@ -112,6 +111,55 @@ def test_the_variable_of_human_eval_plus_names_the_problems(tmp_path, way, monke
     assert found["figures"]["pass_at_1"]["value"] == 100
 
 
+def test_human_eval_plus_compares_with_its_own_solutions(tmp_path, way):
+    halves = {
+        "task_id": "plus/0",
+        "prompt": 'def halves(xs):\n    """Half of each, in a list that it may change."""\n',
+        "entry_point": "halves",
+        "canonical_solution": "    for place, x in enumerate(xs): xs[place] = x / 2\n    return xs\n",
+        "base_input": [[[1, 2]]],
+        "plus_input": [[[]], [[0.3]]],
+        "atol": 0,
+    }
+    zero = {
+        "task_id": "plus/1",
+        "prompt": 'def poly(xs, x):\n    return xs[0] + xs[1] * x\n\n\ndef find_zero(xs):\n    """Where poly is zero."""\n',
+        "entry_point": "find_zero",
+        "canonical_solution": "    return -xs[0] / xs[1]\n",
+        "base_input": [[[1, 2]], [[4, -8]]],
+        "plus_input": [],
+        "atol": 1e-4,
+    }
+    problems = write(tmp_path / "plus.jsonl", [halves, zero])
+    (found,) = command(problems, *way)
+    assert found["figures"]["num_passed"]["value"] == 2
+    assert found["benchmark"].startswith("human_eval_plus[problems=2/")
+    right = {
+        "plus/0": ["[x / 2 + 1e-9 for x in xs]", "[(x / 2) for x in xs]"],
+        "plus/1": ["-xs[0] / xs[1] + 1e-5", "round(-xs[0] / xs[1], 4)"],
+    }
+    wrong = {
+        "plus/0": [
+            "[x / 2 + 1e-3 for x in xs]",
+            "tuple(x / 2 + 1e-9 for x in xs)",
+            "[x / 2 for x in xs[1:]]",
+            "None",
+        ],
+        "plus/1": ["0", "None", "[-xs[0] / xs[1]]", "float('nan')"],
+    }
+    for answers, count in ((right, 4), (wrong, 0)):
+        rows = [
+            {
+                "task_id": name,
+                "solution": f"def {'halves' if name == 'plus/0' else 'find_zero'}(xs):\n    return {one}",
+            }
+            for name, some in answers.items()
+            for one in some
+        ]
+        (found,) = command(write(tmp_path / "samples.jsonl", rows), "--problems", problems, *way)
+        assert found["figures"]["num_passed"]["value"] == count
+
+
 def test_another_limit_is_part_of_the_name(tmp_path, way):
     (found,) = command(write(tmp_path / "problems.jsonl", [OTHER]), "--seconds", 10, *way)
     assert found["benchmark"].endswith(", seconds=10.0]")
@@ -137,6 +185,12 @@ def test_samples_that_cannot_be_scored_name_the_place(tmp_path, samples, told):
     problems = write(tmp_path / "problems.jsonl", [HELPED, OTHER])
     with pytest.raises(InputError, match=told):
         human_eval.score(write(tmp_path / "samples.jsonl", samples), problems=problems, draws=2)
+
+
+def test_results_need_a_folder_before_anything_is_run(tmp_path):
+    problems = write(tmp_path / "problems.jsonl", [OTHER])
+    with pytest.raises(InputError, match="there is no folder .*nowhere; make it first"):
+        command(problems, "--results", tmp_path / "nowhere" / "results.jsonl")
 
 
 def test_problems_that_are_none_are_told(tmp_path, way):

@@ -4,6 +4,7 @@ After each attack an honest program passes: our process lives, and nothing is le
 """
 
 import ast
+import ctypes
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from prefloop.sandbox import session, values
+from prefloop.sandbox import fences, session, values
 from prefloop.sandbox.session import Session, Stopped, why_unfenced
 from prefloop.scoring.human_eval import Problem, run_sample
 
@@ -265,6 +266,11 @@ def test_memory_that_grows_slowly_is_bounded(fencing):
     assert attack(grow, fencing) in ("raised MemoryError", "timed out")
 
 
+def test_memory_that_outlives_a_process_is_not_given(fencing):
+    shared = "import ctypes\ndef answer(x): return ctypes.CDLL(None).shmget(0, 10**8, 0o1600)"
+    assert answer_of(shared, fencing, 1) == -1
+
+
 def test_an_endless_file_ends(fencing):
     endless = (
         "def answer(x):\n    with open('big', 'wb') as file:\n        while True: file.write(bytes(10**5))"
@@ -411,26 +417,63 @@ def test_the_environment_is_empty(fencing, monkeypatch):
     assert found.keys() <= {"LC_CTYPE"}  # Python's own
 
 
-def test_files_are_those_of_the_interpreter(namespaces, tmp_path, monkeypatch):
-    monkeypatch.setenv("SECRET_OF_THIS_TEST", "1")
+@pytest.fixture
+def fenced_files(fencing) -> str:
+    if fencing == "limits" and ctypes.CDLL(None).syscall(fences.CREATE_RULESET, None, 0, 1) < 1:
+        pytest.skip("this kernel has no Landlock, and files are fenced by namespaces alone")
+    return fencing
+
+
+def test_only_the_files_of_the_interpreter_can_be_read(fenced_files, tmp_path):
     answers = tmp_path / "answers.jsonl"
     answers.write_text("42")
-    places = [str(answers), str(Path.home()), "/etc/passwd", "/proc/1/environ", f"/proc/{os.getpid()}/environ", __file__,
-              str(Path(session.__file__).parent), str(Path(pytest.__file__).parent)]  # fmt: skip
-    there = "import os\ndef answer(places): return [one for one in places if os.path.exists(one) and os.listdir(one)]"
-    found = answer_of(there, "namespaces", places)
-    # the interpreter may lie in the home of the user; then its own branch is there, and nothing beside it
-    assert set(found) <= {str(Path.home())}
+    ours = [f"/proc/{number}/{name}" for number in (1, os.getpid()) for name in ("environ", "mem", "cmdline")]
+    places = [
+        str(answers),
+        str(tmp_path),
+        __file__,
+        pytest.__file__,
+        "/etc",
+        "/etc/passwd",
+        "/proc",
+        "/root",
+        *ours,
+    ]
+    reading = """
+import os
+def answer(places):
+    seen = []
+    for one in places:
+        try: seen.append([one, os.listdir(one)])
+        except OSError: pass
+        try: seen.append([one, open(one, "rb").read(1)])
+        except OSError: pass
+    return seen
+"""
+    found = answer_of(reading, fenced_files, places)
+    # an interpreter may lie in a home; then its own branch is all of it that is there
+    assert [one for one in found if one[0] != "/root" or one[1] != [".pyenv"]] == []
+
+
+def test_no_file_but_its_own_can_be_written(fenced_files, tmp_path):
+    kept = tmp_path / "kept"
+    kept.write_text("kept")
     writing = """
 import os, sys
-def answer(x):
+def answer(kept):
     written = []
-    for folder in ("/usr/lib", "/lib", os.path.dirname(os.__file__), sys.base_prefix + "/lib"):
-        try: open(folder + "/written", "w"); written.append(folder)
+    open("own", "w").write("x")
+    here = os.path.dirname(os.__file__)
+    for folder in (os.path.dirname(kept), "/usr/lib", "/lib", here, sys.base_prefix + "/lib", "/var/tmp", "/dev/shm"):
+        try: open(folder + "/prefloop-test", "w"); written.append(folder)
+        except OSError: pass
+    for act in (os.remove, os.rmdir, lambda one: os.truncate(one, 0), lambda one: os.rename(one, one + "2")):
+        try: act(kept); written.append(kept)
         except OSError: pass
     return written
 """
-    assert answer_of(writing, "namespaces", 1) == []
+    assert answer_of(writing, fenced_files, str(kept)) == []
+    assert kept.read_text() == "kept"
 
 
 def test_deep_recursion_is_no_answer(fencing):

@@ -223,7 +223,7 @@ def score_human_eval(
         bool,
         typer.Option(
             "--without-namespaces",
-            help="Go on where the machine allows no namespaces: generated code reads and writes whatever files you can.",
+            help="Go on where the machine allows no namespaces: a filter of system calls and Landlock hold the code then.",
         ),
     ] = False,
     draws: Draws = DRAWS,
@@ -233,6 +233,8 @@ def score_human_eval(
 
     Reads samples (task_id, completion, perhaps passed) and the problems themselves, whose canonical solutions all pass.
     """
+    if results is not None and not results.parent.is_dir():
+        raise InputError(f"{results}: there is no folder {results.parent}; make it first")
     found, rows = [], []
     for file in files:
         with bar(file.name) as progress:

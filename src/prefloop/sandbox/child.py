@@ -4,6 +4,7 @@ Two processes, in fact. The guard is trusted: it enters the namespaces, starts t
 or when the trusted side is gone. The other one shuts itself in and runs the program.
 """
 
+import contextlib
 import math
 import os
 import signal
@@ -16,13 +17,13 @@ CHUNK_BYTES = 1 << 16
 STOPS = {signal.SIGTERM, signal.SIGCHLD}
 
 
-def main(root: str, libraries: str, cpu_seconds: str) -> None:
-    """One session. `root` is an empty folder; `libraries` are folders joined by colons, or empty for no namespaces."""
+def main(fencing: str, folder: str, libraries: str, cpu_seconds: str) -> None:
+    """One session in an empty folder; `libraries` are folders joined by colons."""
     limit = math.ceil(float(cpu_seconds)) + 1  # the interpreter needs some of it
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     fences.die_with_parent(signal.SIGTERM)
     try:
-        if libraries:
+        if fencing == "namespaces":
             fences.enter_namespaces()
     except OSError as error:
         os.write(1, values.dumps(["unfenced", str(error)]))
@@ -35,10 +36,13 @@ def main(root: str, libraries: str, cpu_seconds: str) -> None:
     requests, answers = _channel()
     try:
         fences.die_with_parent(signal.SIGKILL)
-        if libraries:
-            fences.enter_empty_root(root, libraries.split(":"))
+        if fencing == "namespaces":
+            fences.enter_empty_root(folder, libraries.split(":"))
         fences.set_limits(limit)
         fences.drop_privileges()
+        if fencing == "limits":
+            with contextlib.suppress(OSError):  # the best that there is on this machine
+                fences.restrict_files(folder, libraries.split(":"))
         fences.filter_system_calls()
     except OSError as error:
         os.write(answers, values.dumps(["unfenced", str(error)]))

@@ -4,51 +4,67 @@ Completions run in the sandbox; the tests run here, with the function in the san
 whole program, a function's body, or either in a fenced block.
 """
 
+import functools
 import hashlib
 import json
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from prefloop.interfaces import InputError, Progress, no_progress
-from prefloop.sandbox.session import SECONDS, Fencing, Session, Stopped, why_unfenced
+from prefloop.interfaces import InputError, Progress, Unavailable, no_progress
+from prefloop.sandbox.session import SECONDS, Fencing, Session, Stopped, Unfenced, why_unfenced
 from prefloop.scoring.figures import Figure, Scored, counted, mean_figure, text_of
 from prefloop.scoring.reading import Row, has, need, rows_of, unknown_format
 
 NAME = "human_eval"
-OFFICIAL = "357e098b"
+PLUS = "human_eval_plus"
+OFFICIAL = "2f024bce"
 """Digest of the 164 problems as they were published (openai/human-eval); only they go by the bare name."""
 KS = (1, 10, 100)
 """The authors' choices of k."""
+PROBLEM = ("task_id", "prompt", "entry_point")
+TEXTS = ("completion", "solution", "canonical_solution")
+"""What a sample's text is called: by HumanEval, by HumanEval+, and in a file of problems."""
 FORMATS = {
-    "samples": ("task_id", "completion", "perhaps passed, to compare with"),
-    "problems": ("task_id", "prompt", "entry_point", "test", "canonical_solution"),
+    "samples": ("task_id", "completion or solution", "perhaps passed, to compare with"),
+    "HumanEval's problems": (*PROBLEM, "test", "canonical_solution"),
+    "HumanEval+'s problems": (*PROBLEM, "base_input", "plus_input", "atol", "canonical_solution"),
 }
+RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-7, 1e-6
+REFERENCE_SHARE = 4
+"""HumanEval+ allows this many times of what the canonical solution takes; here beside the seconds of every problem."""
+Candidate = Callable[..., Any]
 FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 UNFENCED = (
     "generated code runs in namespaces, and this machine does not allow them ({}). In a container allow them "
     "(docker: --security-opt seccomp=unconfined --security-opt apparmor=unconfined), on Ubuntu set "
-    "kernel.apparmor_restrict_unprivileged_userns=0, or go on with --without-namespaces: the code is then held by limits "
-    "and a filter of system calls alone, and reads and writes whatever files you can"
+    "kernel.apparmor_restrict_unprivileged_userns=0, or go on with --without-namespaces: the code is then held by limits, a "
+    "filter of system calls and, from Linux 5.13, Landlock"
 )
 UNSTARTED = "the sandbox for generated code does not start on this machine: {}; it needs Linux"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One function to write, and the text that tests it. This text is trusted: it runs in our own process."""
+    """One function to write, and how it is tested. What a file of problems holds is trusted: it runs in our own process."""
 
     task_id: str
     prompt: str
     entry_point: str
     test: str
+    """Text with a function `check`; empty where answers are compared with those of a solution."""
+    inputs: str = ""
+    """Lists of arguments, as JSON."""
+    solution: str = ""
+    tolerance: float = 0.0
 
     @property
     def before(self) -> str:
@@ -109,11 +125,8 @@ def score(
         )
     )
     found = scored(outcomes, known, Path(path).name, ks=ks, draws=draws, seconds=seconds)
-    equal = [
-        one.stored == outcome.passed
-        for one, outcome in zip(samples, outcomes, strict=True)
-        if one.stored is not None
-    ]
+    pairs = zip(samples, outcomes, strict=True)
+    equal = [one.stored == outcome.passed for one, outcome in pairs if one.stored is not None]
     if equal:
         found.figures["share_equal_to_stored"] = Figure(sum(equal) / len(equal), len(equal))
     if fencing != "namespaces":
@@ -134,9 +147,14 @@ def run_samples(
         raise InputError((UNFENCED if fencing == "namespaces" else UNSTARTED).format(reason))
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         outcomes = pool.map(lambda one: run_sample(*one, seconds, fencing), samples)
-        for number, outcome in enumerate(outcomes, 1):
-            yield outcome
-            progress(number, len(samples))
+        try:
+            for number, outcome in enumerate(outcomes, 1):
+                yield outcome
+                progress(number, len(samples))
+        except Unfenced as error:
+            raise Unavailable(
+                f"the sandbox no longer starts: {error}; run again later, or with fewer --workers"
+            ) from error
 
 
 def scored(
@@ -149,12 +167,16 @@ def scored(
     seconds: float = SECONDS,
 ) -> Scored:
     """The figures of outcomes that are there already."""
-    passed = np.array([one.passed for one in outcomes])
+    tried = Counter(one.task_id for one in outcomes)
+    passed = Counter(one.task_id for one in outcomes if one.passed)
     figures = {
         "num_problems": counted(len(known), len(known)),
-        "num_passed": counted(int(passed.sum()), len(passed)),
+        "num_passed": counted(passed.total(), len(outcomes)),
     }
-    figures |= _pass_at(outcomes, ks, draws)
+    for k in ks:
+        if k <= min(tried.values()):
+            each = [pass_at_k(number, passed[task_id], k) for task_id, number in tried.items()]
+            figures[f"pass_at_{k}"] = mean_figure(each, draws=draws, times=100)
     reasons = Counter(one.reason for one in outcomes if not one.passed)
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     notes = [f"not passed: {told}"] if told else []
@@ -165,23 +187,36 @@ def read_problems(path: str) -> dict[str, Problem]:
     """Problems by their task_id. Raises InputError."""
     found: dict[str, Problem] = {}
     for place, row in rows_of(path):
-        if not has(row, FORMATS["problems"][:4]):
+        if not has(row, PROBLEM) or not (
+            has(row, ("test",)) or has(row, ("base_input", "canonical_solution"))
+        ):
             raise InputError(
-                f"{place}: no problem of HumanEval ({', '.join(FORMATS['problems'][:4])}); for a file of samples name the "
-                "problems by --problems HumanEval.jsonl.gz or HUMANEVAL_OVERRIDE_PATH"
+                f"{place}: no problem of HumanEval ({', '.join(PROBLEM)}, test); for a file of samples name the problems "
+                "by --problems HumanEval.jsonl.gz or HUMANEVAL_OVERRIDE_PATH"
             )
-        one = Problem(*(str(need(row, name, place)) for name in FORMATS["problems"][:4]))
+        one = _problem(row, place)
         if one.task_id in found:
             raise InputError(f"{place}: {one.task_id} has been there before; a problem is one row")
         found[one.task_id] = one
     return found
 
 
+def _problem(row: Row, place: str) -> Problem:
+    task_id, prompt, entry_point = (str(need(row, name, place)) for name in PROBLEM)
+    if row.get("test"):
+        return Problem(task_id, prompt, entry_point, str(row["test"]))
+    inputs = [*need(row, "base_input", place), *(row.get("plus_input") or ())]
+    solution = str(need(row, "canonical_solution", place))
+    return Problem(
+        task_id, prompt, entry_point, "", json.dumps(inputs), solution, float(row.get("atol") or 0)
+    )
+
+
 def _samples(path: str, known: Mapping[str, Problem], problems: str) -> list[_Sample]:
     found = []
     for place, row in rows_of(path):
-        name = "completion" if "completion" in row else "canonical_solution"
-        if not has(row, ("task_id", name)):
+        name = next((one for one in TEXTS if one in row), None)
+        if name is None or "task_id" not in row:
             raise unknown_format(path, row, FORMATS)
         task_id = str(need(row, "task_id", place))
         if task_id not in known:
@@ -209,8 +244,10 @@ def _stored(row: Row, place: str) -> bool | None:
 
 def run_sample(problem: Problem, completion: str, seconds: float, fencing: Fencing) -> Outcome:
     """Runs a completion in the sandbox and its test here."""
+    if problem.inputs:
+        seconds += REFERENCE_SHARE * _reference(problem)[1]
     session = Session(seconds=seconds, fencing=fencing)
-    check = _check(problem, session.call)
+    check = _comparison(problem) if problem.inputs else _check(problem, session.call)
     with session:
         try:
             session.define(problem.program(completion), problem.entry_point)
@@ -224,7 +261,7 @@ def run_sample(problem: Problem, completion: str, seconds: float, fencing: Fenci
     return Outcome(problem.task_id, reason == "passed", reason)
 
 
-def _check(problem: Problem, candidate: Callable[..., object]) -> Callable[[object], None]:
+def _check(problem: Problem, candidate: Candidate) -> Callable[[Candidate], None]:
     """The test of a problem; it may call helpers of the prompt, and the function by its name."""
     names: dict[str, Any] = {}
     try:
@@ -238,6 +275,49 @@ def _check(problem: Problem, candidate: Callable[..., object]) -> Callable[[obje
         ) from error
 
 
+def _comparison(problem: Problem) -> Callable[[Candidate], None]:
+    """HumanEval+'s test: the answers of the canonical solution, or where it is a zero that is searched for, a zero."""
+    answers, _, names = _reference(problem)
+
+    def check(candidate: Candidate) -> None:
+        for arguments, answer in zip(json.loads(problem.inputs), answers, strict=True):
+            found = candidate(*arguments)
+            if problem.entry_point == "find_zero":
+                assert abs(names["poly"](*arguments, found)) <= problem.tolerance
+            else:
+                assert _agree(found, answer, problem.tolerance)
+
+    return check
+
+
+@functools.lru_cache(maxsize=1000)
+def _reference(problem: Problem) -> tuple[list[Any], float, dict[str, Any]]:
+    """What the canonical solution answers, in how many seconds, and the names it was defined with."""
+    names: dict[str, Any] = {}
+    began = time.thread_time()
+    try:
+        exec(problem.program(problem.solution), names)
+        answers = [names[problem.entry_point](*arguments) for arguments in json.loads(problem.inputs)]
+    except Exception as error:
+        raise InputError(
+            f"{problem.task_id}: its solution cannot be run: {type(error).__name__}: {error}"
+        ) from error
+    return answers, time.thread_time() - began, names
+
+
+def _agree(found: object, answer: object, tolerance: float) -> bool:
+    if found == answer:
+        return True
+    numbers = answer if isinstance(answer, list | tuple) else [answer]
+    if not tolerance and numbers and all(isinstance(one, float) for one in numbers):
+        tolerance = ABSOLUTE_TOLERANCE
+    if not tolerance or type(found) is not type(answer):
+        return False
+    if isinstance(found, list | tuple) and len(found) != len(numbers):
+        return False
+    return bool(np.allclose(cast("Any", found), cast("Any", answer), rtol=RELATIVE_TOLERANCE, atol=tolerance))
+
+
 def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
     """The unbiased estimate of the chance that one of k samples passes: 1 - C(n - c, k) / C(n, k), as a product."""
     if num_samples - num_passed < k:
@@ -245,27 +325,17 @@ def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
     return float(1 - np.prod(1 - k / np.arange(num_samples - num_passed + 1, num_samples + 1)))
 
 
-def _pass_at(outcomes: Sequence[Outcome], ks: Sequence[int], draws: int) -> dict[str, Figure]:
-    samples = Counter(one.task_id for one in outcomes)
-    passed = Counter(one.task_id for one in outcomes if one.passed)
-    found = {}
-    for k in ks:
-        if k <= min(samples.values()):
-            each = [pass_at_k(number, passed[task_id], k) for task_id, number in samples.items()]
-            found[f"pass_at_{k}"] = mean_figure(each, draws=draws, times=100)
-    return found
-
-
 def _name(problems: Mapping[str, Problem], seconds: float) -> str:
     """Another set of problems or another limit is part of the name."""
-    rows = [[one.task_id, one.prompt, one.entry_point, one.test] for _, one in sorted(problems.items())]
+    rows = [list(asdict(one).values()) for _, one in sorted(problems.items())]
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:8]
     about: dict[str, object] = {}
     if digest != OFFICIAL:
         about["problems"] = f"{len(problems)}/{digest}"
     if seconds != SECONDS:
         about["seconds"] = seconds
-    return f"{NAME}[{text_of(about)}]" if about else NAME
+    name = PLUS if any(one.inputs for one in problems.values()) else NAME
+    return f"{name}[{text_of(about)}]" if about else name
 
 
 def _definition(name: str) -> str:
