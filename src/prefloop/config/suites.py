@@ -84,7 +84,7 @@ class HumanEvalSuite(AnsweredSuite):
     template: str = HUMAN_EVAL_TEMPLATE
     """What is asked, with {prompt}."""
     without_namespaces: bool = Field(default=False, json_schema_extra=NOT_HASHED)
-    """Run programs also where the machine allows no namespaces: they read and write whatever files you can."""
+    """Run programs also where the machine allows no namespaces: a filter of system calls and Landlock hold them then."""
 
     @field_validator("template")
     @classmethod

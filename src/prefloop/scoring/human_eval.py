@@ -146,7 +146,7 @@ def run_samples(
     if reason := why_unfenced(fencing):
         raise InputError((UNFENCED if fencing == "namespaces" else UNSTARTED).format(reason))
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
-        outcomes = pool.map(lambda one: run_sample(*one, seconds, fencing), samples)
+        outcomes = pool.map(lambda one: run_sample(one[0], one[1], seconds, fencing), samples)
         try:
             for number, outcome in enumerate(outcomes, 1):
                 yield outcome
