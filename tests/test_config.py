@@ -131,7 +131,7 @@ def test_unreadable_experiments_are_named(tmp_path, content, expected):
     path.write_bytes(content)
     with pytest.raises(InputError, match=expected):
         load(path)
-    with pytest.raises(InputError, match=r"missing\.yaml: cannot read the experiment"):
+    with pytest.raises(InputError, match=r"missing\.yaml: cannot read it"):
         load(tmp_path / "missing.yaml")
 
 

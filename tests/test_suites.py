@@ -445,3 +445,24 @@ def test_the_report_shows_scores_gains_and_what_the_judge_said_with_hostile_text
     page = report.render(collected)
     assert "&lt;script&gt;document.title" in page and hostile not in page
     assert "mt_bench[judge=m" in page
+
+
+# --- judges that may not judge ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model=",), "name a model; the loop's own is what policies are trained against"),
+        (
+            ("model=teacher", "reward.seed_prompts=0", "reward.model=teacher"),
+            "teacher also teaches the policy",
+        ),
+    ],
+)
+def test_who_taught_the_policy_does_not_judge_it(overrides, message):
+    own, *more = overrides
+    judged = {"kind": "reward_model"} | ({"model": own.partition("=")[2]} if own != "model=" else {})
+    suite = {"x": {"kind": "win_rate", "path": "prompts.jsonl", "judge": judged}}
+    with pytest.raises(InputError, match=message):
+        small(f"evaluate.suites={json.dumps(suite)}", *more)

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from prefloop import stages
 from prefloop.config import (
     MAIN_ARM,
-    AnsweredSuite,
     Experiment,
     GenerateSection,
+    TruthfulQaSuite,
     WinRateSuite,
     uses_sft_groups,
 )
@@ -338,8 +338,9 @@ def benchmarks(
     """
     found: dict[str, Artefact | None] = {}
     for name, suite in x.evaluate.suites.items():
-        is_answered = isinstance(suite, AnsweredSuite)
-        found[name] = do(stages.answers(x, name, suite, policy), f"answers {name}") if is_answered else None
+        found[name] = None
+        if not isinstance(suite, TruthfulQaSuite):
+            found[name] = do(stages.answers(x, name, suite, policy), f"answers {name}")
         theirs = None
         if isinstance(suite, WinRateSuite) and suite.baseline == "start":
             if against is None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from prefloop.interfaces import InputError
 from prefloop.sandbox.session import SECONDS
 from prefloop.scoring import (
     agreement,

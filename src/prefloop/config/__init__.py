@@ -133,6 +133,7 @@ from prefloop.config.suites import (
     Suite,
     TruthfulQaSuite,
     WinRateSuite,
+    WordedSuite,
 )
 from prefloop.config.training import (
     AnswerTrainingSection,
@@ -155,6 +156,7 @@ __all__ = [
     "Suite",
     "TruthfulQaSuite",
     "WinRateSuite",
+    "WordedSuite",
     "AlgorithmSection",
     "ConstraintSection",
     "CriticSection",

@@ -108,7 +108,11 @@ class Experiment(Section):
                 "sample fewer, or set annotate.annotator.task=pairwise"
             )
         problem = (
-            self._search_problem() or self._rl_problem() or self._rules_problem() or self._control_problem()
+            self._search_problem()
+            or self._rl_problem()
+            or self._rules_problem()
+            or self._control_problem()
+            or self._judge_problem()
         )
         if problem is not None:
             raise ValueError(problem)
@@ -141,6 +145,22 @@ class Experiment(Section):
         if self.model.path.startswith("builtin:") and not own:
             raise ValueError("model.template: a built-in model has a template and a terminator of its own")
         return self
+
+    def _judge_problem(self) -> str | None:
+        """Why a benchmark's judge cannot be who taught the policy."""
+        taught = {self.reward.model, getattr(self.annotate.annotator, "model", None)} - {None}
+        for name, suite in self.evaluate.suites.items():
+            judge = getattr(suite, "judge", None)
+            if judge is None or judge.kind not in ("reward_model", "pairwise"):
+                continue
+            if judge.model is None:
+                return f"evaluate.suites.{name}.judge: name a model; the loop's own is what policies are trained against"
+            if judge.model in taught:
+                return (
+                    f"evaluate.suites.{name}.judge: {judge.model} also teaches the policy: it would measure how well it was "
+                    "obeyed; name another"
+                )
+        return None
 
     def _control_problem(self) -> str | None:
         """Why the loop cannot replay, or sample half from its start."""
@@ -285,13 +305,13 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Experiment:
 
 
 def read_text(path: Path) -> str:
-    """The text of an experiment's file. Raises InputError."""
+    """The text of a file. Raises InputError."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{path}: cannot read the experiment: {error.strerror}") from error
+        raise InputError(f"{path}: cannot read it: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a UTF-8 text file; an experiment is YAML") from error
+        raise InputError(f"{path}: not a UTF-8 text file") from error
 
 
 def load_suites(path: Path, overrides: Iterable[str] = ()) -> Experiment:

@@ -161,16 +161,9 @@ class TruthfulQaSuite(SuiteSection):
     kind: Literal["truthful_qa"]
     """Name of the benchmark."""
     context: str | None = None
-    """Text file that stands before every question; the published numbers have six questions with answers there."""
+    """Text file that stands before every question; left out, the benchmark's own six questions with answers."""
 
 
-Suite = Annotated[
-    Gsm8kSuite
-    | HumanEvalSuite
-    | AlpacaEvalSuite
-    | WinRateSuite
-    | ArenaHardSuite
-    | MtBenchSuite
-    | TruthfulQaSuite,
-    Field(discriminator="kind"),
-]
+WordedSuite = Gsm8kSuite | HumanEvalSuite | AlpacaEvalSuite | WinRateSuite | ArenaHardSuite | MtBenchSuite
+"""A benchmark that is answered in words."""
+Suite = Annotated[WordedSuite | TruthfulQaSuite, Field(discriminator="kind")]

@@ -84,9 +84,10 @@ def _choices(value: Any, name: str, place: str) -> Choices:
     return found
 
 
-def context_of(question: str) -> str:
-    """What a model reads before an answer: six fixed questions with answers, then the question."""
-    return f"{SIX_SHOTS}\n\nQ: {question}\nA:"
+def context_of(question: str, before: str = SIX_SHOTS) -> str:
+    """What a model reads before an answer: six fixed questions with answers, or another text, then the question."""
+    lead = f"{before.rstrip()}\n\n" if before.strip() else ""
+    return f"{lead}Q: {question}\nA:"
 
 
 def requests(questions: Sequence[Question]) -> Iterator[tuple[str, str]]:

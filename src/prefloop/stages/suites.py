@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from prefloop.config import (
     AlpacaEvalSuite,
-    AnsweredSuite,
     ArenaHardSuite,
     Experiment,
+    FunctionAnnotator,
     Gsm8kSuite,
     HumanEvalSuite,
     JudgeAnnotator,
     MtBenchSuite,
     PairJudge,
+    RewardModelAnnotator,
+    RuleAnnotator,
     Suite,
     TruthfulQaSuite,
     WinRateSuite,
+    WordedSuite,
 )
 from prefloop.interfaces import Comparer, InputError
 from prefloop.records import Group, Message, Prompt
@@ -75,7 +78,7 @@ AFTERWARDS = (*FILES, "judge", "baseline", "confidence_draws", "without_namespac
 # --- what is asked ----------------------------------------------------------------------------------------------------
 
 
-def questions(suite: Suite) -> Asked:
+def questions(suite: WordedSuite) -> Asked:
     """What the policy is asked. Raises InputError."""
     match suite:
         case Gsm8kSuite():
@@ -88,11 +91,9 @@ def questions(suite: Suite) -> Asked:
             return arena_hard.questions(suite)
         case MtBenchSuite():
             return mt_bench.questions(suite)
-        case _:
-            raise InputError(f"{suite.kind}: is not answered in words")
 
 
-def answers(x: Experiment, name: str, suite: AnsweredSuite, policy: Artefact) -> Stage:
+def answers(x: Experiment, name: str, suite: WordedSuite, policy: Artefact) -> Stage:
     """A policy's answers to the questions of a benchmark, turn by turn."""
     asked = questions(suite)
     embedded = x.generate.sampling_engine.kind == "hf"
@@ -151,7 +152,7 @@ def answers(x: Experiment, name: str, suite: AnsweredSuite, policy: Artefact) ->
 
 def _sampled(
     x: Experiment,
-    suite: AnsweredSuite,
+    suite: WordedSuite,
     policy: Artefact,
     build: Build,
     going: Sequence[Question],
@@ -320,7 +321,7 @@ def _comparer(x: Experiment, judge: PairJudge, build: Build) -> Comparer:
     from prefloop.annotate.choose import comparer
     from prefloop.annotate.scored import ScoreComparer
 
-    if judge.kind in ("reward_model", "rule", "function"):
+    if isinstance(judge, RewardModelAnnotator | RuleAnnotator | FunctionAnnotator):
         scale = 1.0 if judge.kind == "reward_model" else 0.0
         return ScoreComparer(gold_scorer(x, judge, None), scale=scale)
     return comparer(

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prefloop.batches import TokenGroup
-from prefloop.config import RuntimeSection, TruthfulQaSuite
+from prefloop.config import RuntimeSection, TruthfulQaSuite, read_text
 from prefloop.forward import LogpsModule, all_sequence_logps
-from prefloop.interfaces import InputError, Progress
+from prefloop.interfaces import Progress
 from prefloop.modeling import load_codec, load_policy
 from prefloop.scoring import truthful_qa
 from prefloop.scoring.figures import Scored
@@ -34,19 +34,8 @@ class AskedChoices(NamedTuple):
 def questions(suite: TruthfulQaSuite) -> AskedChoices:
     """Reads the questions and the text before them. Raises InputError."""
     found = tuple(truthful_qa.read_questions(suite.path)[: suite.limit])
-    context = ""
-    if suite.context is not None:
-        try:
-            context = Path(suite.context).read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{suite.context}: {error.strerror}") from error
+    context = truthful_qa.SIX_SHOTS if suite.context is None else read_text(Path(suite.context))
     return AskedChoices(found, context, digest_of(context, [one.text for one in found]))
-
-
-def context_of(asked: AskedChoices, question: Choices) -> str:
-    """What the policy has read when the answer begins."""
-    lead = f"{asked.context.rstrip()}\n\n" if asked.context.strip() else ""
-    return f"{lead}Q: {question.text}\nA:"
 
 
 def rows(
@@ -59,7 +48,7 @@ def rows(
         progress(start, len(asked.questions), "answers")
         some = asked.questions[start : start + AT_ONCE]
         groups = [
-            _group(codec.tokenizer, context_of(asked, one), choices.texts)
+            _group(codec.tokenizer, truthful_qa.context_of(one.text, asked.context), choices.texts)
             for one in some
             for choices in (one.mc1, one.mc2)
         ]

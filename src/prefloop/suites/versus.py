@@ -50,7 +50,7 @@ def _judged(
     tasks = (_task(one.key, baseline[1][one.key], one.answers[0][0]) for one in both)
     for one, row in zip(both, judge.compare(tasks), strict=True):
         p_model = 1 - row.p_a if isinstance(row, Comparison) else None
-        reason = row.reason if isinstance(row, Comparison) else f"refused: {row.reason}"
+        reason = row.reason or "" if isinstance(row, Comparison) else f"refused: {row.reason}"
         yield one.key, baseline[1][one.key], one.answers[0][0], p_model, reason
 
 
