@@ -16,6 +16,7 @@ from prefloop.config import (
     MAIN_ARM,
     Experiment,
     GenerateSection,
+    LmEvalSuite,
     TruthfulQaSuite,
     WinRateSuite,
     uses_sft_groups,
@@ -339,7 +340,7 @@ def benchmarks(
     found: dict[str, Artefact | None] = {}
     for name, suite in x.evaluate.suites.items():
         found[name] = None
-        if not isinstance(suite, TruthfulQaSuite):
+        if not isinstance(suite, TruthfulQaSuite | LmEvalSuite):
             found[name] = do(stages.answers(x, name, suite, policy), f"answers {name}")
         theirs = None
         if isinstance(suite, WinRateSuite) and suite.baseline == "start":

@@ -164,6 +164,26 @@ class TruthfulQaSuite(SuiteSection):
     """Text file that stands before every question; left out, the benchmark's own six questions with answers."""
 
 
+class LmEvalSuite(Section):
+    """Tasks of EleutherAI's lm-evaluation-harness, an extra: `pip install 'prefloop[lm-eval]'`. The policy writes by the
+    experiment's engine."""
+
+    kind: Literal["lm_eval"]
+    """Name of the benchmark."""
+    tasks: list[str] = Field(min_length=1)
+    """Names of tasks, groups or tags, as the harness has them."""
+    path: str | None = None
+    """Folder of task files of your own, beside those that come with the harness, which download their data."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Examples before each question; left out, as many as the task says."""
+    chat: bool = False
+    """Put questions and examples through the policy's chat template."""
+    limit: int | None = Field(default=None, ge=1)
+    """Take the first documents of each task only."""
+    confidence_draws: int = Field(default=2000, ge=100)
+    """Bootstrap samples of every interval."""
+
+
 WordedSuite = Gsm8kSuite | HumanEvalSuite | AlpacaEvalSuite | WinRateSuite | ArenaHardSuite | MtBenchSuite
 """A benchmark that is answered in words."""
-Suite = Annotated[WordedSuite | TruthfulQaSuite, Field(discriminator="kind")]
+Suite = Annotated[WordedSuite | TruthfulQaSuite | LmEvalSuite, Field(discriminator="kind")]

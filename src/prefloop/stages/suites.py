@@ -5,6 +5,7 @@ Answers are an artefact of their own, so that another judge asks nothing of the 
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from prefloop.config import (
     Gsm8kSuite,
     HumanEvalSuite,
     JudgeAnnotator,
+    LmEvalSuite,
     MtBenchSuite,
     PairJudge,
     RewardModelAnnotator,
@@ -27,7 +29,7 @@ from prefloop.config import (
 )
 from prefloop.interfaces import Comparer, InputError
 from prefloop.records import Group, Message, Prompt
-from prefloop.scoring import outputs
+from prefloop.scoring import harness, outputs
 from prefloop.scoring.figures import Scored
 from prefloop.stages.shared import (
     annotator_digests,
@@ -56,6 +58,7 @@ from prefloop.suites.questions import Answered, Asked, Question, Row
 
 if TYPE_CHECKING:
     from prefloop.annotate.referee import Referee
+    from prefloop.suites.harness import Ending
 
 ANSWERS, VERDICTS, SCORES, UNITS = "answers.jsonl", "verdicts.jsonl", "scores.json", "units.json"
 """The last has one value a question: what the figure that is told is the mean of."""
@@ -217,7 +220,7 @@ def suite(
         build.stats = {
             "suite": name,
             "kind": suite.kind,
-            "figure": FIGURES[suite.kind],
+            "figure": FIGURES.get(suite.kind) or next(iter(scored[0].figures)),
             "panel": answered.stats["panel"] if answered is not None else None,
             "scores": [one.to_json() for one in scored],
         }
@@ -228,11 +231,20 @@ def suite(
         config.pop("baseline")
         files["baseline"] = suite.baseline
     external = {key: digest_path(Path(path)) for key, path in files.items() if path is not None}
+    if isinstance(suite, LmEvalSuite):
+        external["lm-eval"] = _version("lm_eval")
     judge = getattr(suite, "judge", None)
     if judge is not None:
         external |= annotator_digests(judge)
     inputs = {"policy": policy, "answers": answered, "against": against}
     return Stage("suite", 1, config, inputs, body, external=external, work=suite.kind)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "missing"
 
 
 def _rows(
@@ -244,6 +256,17 @@ def _rows(
     build: Build,
 ) -> Iterator[Row]:
     model = policy.name
+    if isinstance(suite, LmEvalSuite):
+        from prefloop.modeling import settle
+        from prefloop.suites import harness
+
+        settle(x.runtime)
+
+        def continued(texts: Sequence[str], ending: harness.Ending) -> list[str]:
+            return _continued(x, policy, texts, ending)
+
+        yield from harness.rows(suite, model_folder(policy), model, x.runtime, continued)
+        return
     if isinstance(suite, TruthfulQaSuite):
         from prefloop.modeling import settle
         from prefloop.suites import truthful_qa
@@ -270,6 +293,34 @@ def _rows(
         case MtBenchSuite():
             found = mt_bench.rows(asked, said, model, suite, _referee(suite.judge, build))
     yield from _told(found, len(said), build)
+
+
+def _continued(x: Experiment, policy: Artefact, texts: Sequence[str], ending: "Ending") -> list[str]:
+    """What the policy writes after texts that are no conversation. Of one too long for the model its end is read."""
+    from prefloop.generate.sampling import Request
+
+    with sampling(
+        x,
+        policy,
+        version=0,
+        seed=stage_seed(x, "lm_eval"),
+        num_completions=1,
+        temperature=ending.temperature,
+        temperatures=None,
+        max_new_tokens=ending.max_new_tokens,
+        stop=list(ending.stop),
+    ) as generator:
+        room = generator.sampler.context - 1
+        budget = min(ending.max_new_tokens, room)
+        requests = []
+        for place, text in enumerate(texts):
+            prompt = Prompt.of((Message(role="user", content=text),))
+            ids = generator.codec.tokenizer(text).input_ids[-max(1, room + 1 - budget) :]
+            requests.append(Request(prompt.id, prompt, ids, budget, place))
+        return [
+            generator.completion(one.prompt, 0, sampled, ending.temperature).text
+            for one, (sampled,) in zip(requests, generator.sampler.sample(requests), strict=True)
+        ]
 
 
 def _told(rows: Iterable[Row], total: int, build: Build) -> Iterator[Row]:
@@ -309,6 +360,8 @@ def _scored(
             return arena_hard.score(path, suite, questions(suite)), arena_hard.units(rows)
         case MtBenchSuite():
             return mt_bench.score(path, suite, questions(suite)), mt_bench.units(rows)
+        case LmEvalSuite():
+            return harness.score(path, draws=suite.confidence_draws), dict(harness.units(rows))
         case TruthfulQaSuite():
             from prefloop.suites import truthful_qa
 
