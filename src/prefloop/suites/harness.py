@@ -110,9 +110,11 @@ def _first(responses: Any) -> str:
 
 def _policy_lm(policy: Path, runtime: RuntimeSection, continued: Continue) -> Any:
     """The policy as lm-eval asks models."""
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models import huggingface
 
-    class PolicyLM(HFLM):
+    base: Any = huggingface.HFLM  # the decorator that registers it hides its type
+
+    class PolicyLM(base):
         """lm-eval's own likelihoods over the policy's weights, our engine's texts."""
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
