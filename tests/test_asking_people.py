@@ -5,7 +5,7 @@ import pytest
 from prefloop import pipeline, stages
 from prefloop.config import Experiment
 from prefloop.interfaces import InputError
-from prefloop.records import Group, Message, Prompt, file_completion
+from prefloop.records import Group, Message, Prompt, Score, file_completion
 from prefloop.stages import people
 from prefloop.store import Artefact, Workspace
 from small import small
@@ -18,9 +18,12 @@ def group(index: int, number: int = 4) -> Group:
     return Group(prompt=prompt, completions=tuple(file_completion(prompt, f"t{n}", n) for n in range(number)))
 
 
-def scores(of: Group) -> dict[str, float]:
+def scores(of: Group) -> dict[str, Score]:
     """The later, the better."""
-    return {one.id: float(place) for place, one in enumerate(of.completions)}
+    return {
+        one.id: Score(prompt_id=of.prompt.id, completion_id=one.id, value=place, annotator="reward")
+        for place, one in enumerate(of.completions)
+    }
 
 
 def asked(x: Experiment, of: Group, by_reward: bool = True):

@@ -76,3 +76,21 @@ def test_half_of_each_group_is_of_the_policy_that_the_loop_started_with(tmp_path
 def test_what_cannot_be_replayed_or_halved_is_refused(overrides, message):
     with pytest.raises(InputError, match=message):
         small(*PLAIN, *overrides)
+
+
+@pytest.mark.parametrize("rule", ["thompson", "uncertainty"])
+def test_an_ensemble_picks_the_pairs_and_says_so(tmp_path, rule):
+    entries = run(
+        tmp_path,
+        "reward={seed_prompts: 6, max_steps: 3, batch_size: 2, objective: {kind: ensemble, num_heads: 4}}",
+        f"annotate.propose={rule}",
+    )
+    judged = [one for one in of(entries, "annotate") if one.iteration is not None]
+    assert judged
+    for one in judged:
+        assert set(one.artefact.stats["strategies"]) == {rule}
+
+
+def test_a_single_head_cannot_pick_by_its_doubts():
+    with pytest.raises(InputError, match="thompson asks the heads of an ensemble"):
+        small(*PLAIN, "annotate.propose=thompson")

@@ -11,6 +11,7 @@ from prefloop.selection import (
     knockout_places,
     pairs_of,
     propose,
+    propose_by_heads,
     win_shares,
 )
 
@@ -225,3 +226,49 @@ def test_the_ranking_of_a_knockout_is_who_came_how_far():
     assert (pairs[0].chosen.text, pairs[0].rejected.text, pairs[0].margin) == ("c", "a", 1.0)
     everyone = [*rows, rows[0].model_copy(update={"a": ids[1], "b": ids[2]})]
     assert knockout_places(one, everyone) is None  # not the matches of a knockout
+
+
+# --- ensembles --------------------------------------------------------------------------------------------------------
+
+
+def texts(*given: str) -> Group:
+    prompt = Prompt.of((Message(role="user", content="Which?"),))
+    return Group(
+        prompt=prompt, completions=tuple(file_completion(prompt, one, at) for at, one in enumerate(given))
+    )
+
+
+def heads_of(one, *rows) -> dict:
+    """Scores of each head, a row a completion."""
+    return {each.id: row for each, row in zip(one.completions, rows, strict=True)}
+
+
+def test_uncertainty_asks_about_the_two_on_whose_difference_the_heads_agree_least():
+    one = texts("a", "b", "c")
+    # differences over three heads: a-b 0 1 2 (sd 0.82), a-c -3 0 3 (2.45), b-c -3 -1 1 (1.63)
+    found = propose_by_heads(one, heads_of(one, (0, 1, 2), (0, 0, 0), (3, 1, -1)), "uncertainty", 0)
+    assert {found.chosen, found.rejected} == {0, 2}
+    assert found.margin == 0  # both have the mean 1
+
+
+def test_thompson_asks_about_the_bests_of_two_heads():
+    one = texts("a", "b", "c")
+    heads = heads_of(one, (5, 0), (0, 5), (1, 1))
+    for seed in range(20):
+        found = propose_by_heads(one, heads, "thompson", seed)
+        assert {found.chosen, found.rejected} == {0, 1}
+
+
+def test_where_all_heads_have_one_best_the_other_is_the_best_of_the_rest_by_the_last():
+    one = texts("a", "b", "c")
+    found = propose_by_heads(one, heads_of(one, (9, 9), (2, 1), (1, 2)), "thompson", 0)
+    assert found.chosen == 0 and found.rejected in (1, 2)
+    picked = {
+        propose_by_heads(one, heads_of(one, (9, 9), (2, 1), (1, 2)), "thompson", seed) for seed in range(20)
+    }
+    assert {one.rejected for one in picked} == {1, 2}  # either head may come last
+
+
+def test_an_ensemble_asks_nothing_about_one_text():
+    one = texts("a", "a")
+    assert propose_by_heads(one, heads_of(one, (1, 2), (1, 2)), "thompson", 0) is None

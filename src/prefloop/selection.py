@@ -6,7 +6,7 @@ nothing about models, tokens or files: the caller reads and writes. Rules are na
 
 import itertools
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from prefloop.config import ScoreRule, SelectSection
 from prefloop.records import Comparison, Completion, Group, Judgement, PreferencePair, Refusal, Score
 from prefloop.siblings import sibling_pairs
 
+HeadsRule = Literal["thompson", "uncertainty"]
 Ranked = Sequence[tuple[Completion, float]]
 
 
@@ -84,6 +85,36 @@ def propose(group: Group, scores: Mapping[str, float] | None, rule: ScoreRule, s
         if picked is None
         else Choice(different[picked.chosen], different[picked.rejected], picked.margin)
     )
+
+
+def propose_by_heads(
+    group: Group, heads: Mapping[str, Sequence[float]], rule: HeadsRule, seed: int
+) -> Choice | None:
+    """The two completions worth asking about by an ensemble, of which each head has a score for each completion.
+
+    `thompson`: one head draws its best, others are drawn until one has another best; where none has, the best of the rest by
+    the last (double Thompson sampling, as in arXiv:2411.01493). `uncertainty`: the two whose difference the heads agree on
+    least, by its standard deviation. None for a group without two different texts.
+    """
+    different = _different_texts(group)
+    if len(different) < 2:
+        return None
+    values = np.array([heads[group.completions[index].id] for index in different], dtype=float)  # [C, M]
+    if rule == "uncertainty":
+        spread = (values[:, None] - values[None]).std(-1)  # [C, C]
+        first, second = np.unravel_index(np.triu(spread, 1).argmax(), spread.shape)
+    else:
+        rng = np.random.default_rng([seed, int(group.prompt.id, 16)])
+        order = rng.permutation(values.shape[1])
+        first = values[:, order[0]].argmax()
+        others = [best for head in order[1:] if (best := values[:, head].argmax()) != first]
+        left = values[:, order[-1]].copy()
+        left[first] = -np.inf
+        second = others[0] if others else left.argmax()
+    means = values.mean(1)
+    if means[first] < means[second]:
+        first, second = second, first
+    return Choice(different[int(first)], different[int(second)], float(means[first] - means[second]))
 
 
 def _different_texts(group: Group) -> list[int]:

@@ -290,8 +290,11 @@ class AnnotateSection(Section):
     """The annotator (the oracle): its verdicts are the labels that are counted."""
     ask: Literal["auto", "scores", "one_pair", "all_pairs", "knockout"] = "auto"
     """`scores`: of each completion; `one_pair`: one comparison a prompt; `all_pairs`; `knockout`: a tournament, K - 1."""
-    propose: Literal["max_min", "max_random", "max_max", "random", "first_two"] = "max_min"
-    """For `one_pair`: how the reward model picks the two to compare; without a reward model a random two are taken."""
+    propose: Literal["max_min", "max_random", "max_max", "random", "first_two", "thompson", "uncertainty"] = (
+        "max_min"
+    )
+    """For `one_pair`: how the reward model picks the two to compare; without a reward model a random two are taken.
+    `thompson` and `uncertainty` ask the heads of `reward.objective: ensemble`."""
     random_share: float = Field(default=0.0, ge=0, le=1, json_schema_extra={"inert": 0.0})
     """For `one_pair`: share of a batch's prompts, rounded up, whose two are drawn by chance; only these measure fairly."""
 

@@ -113,6 +113,7 @@ class Experiment(Section):
             or self._rules_problem()
             or self._control_problem()
             or self._judge_problem()
+            or self._propose_problem()
         )
         if problem is not None:
             raise ValueError(problem)
@@ -160,6 +161,13 @@ class Experiment(Section):
                     f"evaluate.suites.{name}.judge: {judge.model} also teaches the policy: it would measure how well it was "
                     "obeyed; name another"
                 )
+        return None
+
+    def _propose_problem(self) -> str | None:
+        """Why the reward model cannot pick pairs as asked."""
+        rule = self.annotate.propose
+        if rule in ("thompson", "uncertainty") and getattr(self.reward.objective, "kind", "") != "ensemble":
+            return f"annotate.propose: {rule} asks the heads of an ensemble; set reward.objective: {{kind: ensemble}}"
         return None
 
     def _control_problem(self) -> str | None:

@@ -10,7 +10,7 @@ import numpy as np
 from prefloop import selection
 from prefloop.config import Experiment
 from prefloop.interfaces import PairTask
-from prefloop.records import Group
+from prefloop.records import Group, Score
 from prefloop.stages.shared import stage_seed
 
 
@@ -32,7 +32,7 @@ def all_pairs(group: Group) -> list[PairTask]:
 
 
 def proposals(
-    x: Experiment, groups: Sequence[Group], scores: Mapping[str, float] | None
+    x: Experiment, groups: Sequence[Group], scores: Mapping[str, Score] | None
 ) -> dict[str, Proposal]:
     """The two worth asking about in each group of a label batch, by prompt: by the reward model's scores, but in a share of
     prompts by chance. Groups without two different texts, or without two different scores where all goes by these, have
@@ -45,7 +45,7 @@ def proposals(
     found: dict[str, Proposal] = {}
     for group in askable:
         id = group.prompt.id
-        by_scores = selection.propose(group, dict(scores), x.annotate.propose, seed) if scores else None
+        by_scores = _by_scores(x, group, scores, seed) if scores else None
         if scores and by_scores is None and not share:
             continue
         is_chance = by_scores is None or id in by_chance
@@ -65,6 +65,21 @@ def proposals(
             share * even + (1 - share) * is_best,
         )
     return found
+
+
+def _by_scores(
+    x: Experiment, group: Group, scores: Mapping[str, Score], seed: int
+) -> selection.Choice | None:
+    rule = x.annotate.propose
+    mine = [scores[one.id] for one in group.completions]
+    if rule == "thompson" or rule == "uncertainty":
+        return selection.propose_by_heads(group, {one.completion_id: _heads(one) for one in mine}, rule, seed)
+    return selection.propose(group, {one.completion_id: one.value for one in mine}, rule, seed)
+
+
+def _heads(score: Score) -> list[float]:
+    """The score of each head of an ensemble."""
+    return [value for name, value in (score.parts or {}).items() if name.startswith("head_")]
 
 
 def _by_chance(x: Experiment, groups: Sequence[Group]) -> frozenset[str]:

@@ -274,12 +274,12 @@ def annotate(x: Experiment, groups: Artefact, reward: Artefact | None, *, number
     )
 
 
-def _proxy_scores(x: Experiment, build: Build, rows: list[Group], reward: Artefact) -> dict[str, float]:
+def _proxy_scores(x: Experiment, build: Build, rows: list[Group], reward: Artefact) -> dict[str, Score]:
     scorer = loop_reward_scorer(x, reward, labels=0)
     file = RowFile(build.path / "proxy.jsonl")
     for chunk in chunks(build, file, rows, GROUPS_PER_CHUNK):
         file.append(scorer.score(chunk), items=len(chunk))
-    return {one.completion_id: one.value for one in read_records(file.path, Score)}
+    return {one.completion_id: one for one in read_records(file.path, Score)}
 
 
 def _compare(
@@ -287,7 +287,7 @@ def _compare(
     build: Build,
     file: RowFile,
     rows: list[Group],
-    proxy: dict[str, float] | None,
+    proxy: dict[str, Score] | None,
     reward: Artefact | None,
 ) -> Counter[str]:
     """Asks the annotator; returns why groups could not be asked about."""
@@ -321,7 +321,7 @@ def _ask_people(
     build: Build,
     file: RowFile,
     rows: list[Group],
-    proxy: dict[str, float] | None,
+    proxy: dict[str, Score] | None,
     groups: Artefact,
     reward: Artefact | None,
 ) -> Counter[str]:
@@ -342,7 +342,7 @@ def _ask_people(
 
 
 def _pair_tasks(
-    x: Experiment, rows: list[Group], proxy: dict[str, float] | None
+    x: Experiment, rows: list[Group], proxy: dict[str, Score] | None
 ) -> dict[str, list[PairTask]]:
     """The comparisons to ask for, by prompt; of a knockout, those that could come up."""
     if x.annotate.asks != "one_pair":
@@ -364,13 +364,14 @@ def _annotation_statistics(
     x: Experiment,
     rows: list[Group],
     judgements: list[Judgement],
-    proxy: dict[str, float] | None,
+    proxy: dict[str, Score] | None,
     build: Build,
     reward: Artefact | None,
 ) -> dict[str, Any]:
     scores = selection.mean_scores([one for one in judgements if isinstance(one, Score)])
     comparisons = [one for one in judgements if isinstance(one, Comparison)]
     usage = build.log("annotator.json")
+    proxy_values = {id: one.value for id, one in (proxy or {}).items()}
     return {
         "labels": sum(one.labels for one in judgements),
         "pseudo_labels": len(proxy or {}),
@@ -380,13 +381,13 @@ def _annotation_statistics(
         "score": selection.group_statistics(rows, scores, lambda one: len(one.text)) if scores else None,
         "parts": _mean_parts(judgements),
         "strategies": _strategies(x, rows, proxy),
-        "proxy": selection.group_statistics(rows, proxy, lambda one: len(one.text)) if proxy else None,
+        "proxy": selection.group_statistics(rows, proxy_values, lambda one: len(one.text)) if proxy else None,
         "gold_agreement": _gold_agreement(x, rows, comparisons, reward),
         "usage": read_json(usage) if usage.is_file() else None,
     }
 
 
-def _strategies(x: Experiment, rows: list[Group], proxy: dict[str, float] | None) -> dict[str, int] | None:
+def _strategies(x: Experiment, rows: list[Group], proxy: dict[str, Score] | None) -> dict[str, int] | None:
     """How the pairs that were asked about were chosen."""
     if x.annotate.asks != "one_pair":
         return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prefloop import selection
 from prefloop.config import Experiment, HumanAnnotator
-from prefloop.records import Group
+from prefloop.records import Group, Score
 from prefloop.stages.asking import Proposal, all_pairs, proposals
 from prefloop.store import Artefact, Workspace, read_json
 
@@ -64,7 +64,7 @@ def asked_by(x: Experiment, workspace: Path, groups: Artefact, reward: Artefact 
 
 
 def questions(
-    x: Experiment, groups: Sequence[Group], scores: Mapping[str, float] | None
+    x: Experiment, groups: Sequence[Group], scores: Mapping[str, Score] | None
 ) -> "dict[str, list[Question]]":
     """What people are asked about each group of a label batch, by prompt."""
     found = proposals(x, groups, scores) if x.annotate.asks == "one_pair" else {}
@@ -95,11 +95,13 @@ def _of_group(x: Experiment, group: Group) -> "list[Question]":
             return []
 
 
-def _of_proposal(found: Proposal, scores: Mapping[str, float] | None) -> "list[Question]":
+def _of_proposal(found: Proposal, scores: Mapping[str, Score] | None) -> "list[Question]":
     from prefloop.annotate.human import Question
 
     prompt, a, b = found.task.prompt, found.task.a, found.task.b
-    reward_p = None if scores is None else 1 / (1 + math.exp(min(scores[b.id] - scores[a.id], 700.0)))
+    reward_p = (
+        None if scores is None else 1 / (1 + math.exp(min(scores[b.id].value - scores[a.id].value, 700.0)))
+    )
     return [Question(prompt, (a, b), found.strategy, found.margin, found.probability, reward_p)]
 
 
