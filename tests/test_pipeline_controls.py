@@ -51,7 +51,7 @@ def test_shuffled_pairs_are_the_same_in_as_many_batches(tmp_path):
 
 
 def test_half_of_each_group_is_of_the_policy_that_the_loop_started_with(tmp_path):
-    entries = run(tmp_path, "loop.half_from_start=true", "generate.num_completions=4")
+    entries = run(tmp_path, "loop.from_start=half", "generate.num_completions=4")
     start = of(entries, "sft")[0].artefact.name
     mixed = of(entries, "mix")
     policies = [start, of(entries, "policy")[0].artefact.name]
@@ -68,7 +68,7 @@ def test_half_of_each_group_is_of_the_policy_that_the_loop_started_with(tmp_path
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("loop.half_from_start=true",), "needs an even generate.num_completions"),
+        (("loop.from_start=half",), "needs an even generate.num_completions"),
         (("loop.replay=shuffled", "loop.gate.metric=proxy"), "what a gate has rejected cannot be replayed"),
         (("loop.replay=ordered", "loop.batches=0"), "here it collects none"),
     ],

@@ -217,8 +217,10 @@ def sample_groups(
     version: int,
     number: int,
 ) -> Artefact:
-    """Completions of a batch by the current policy, or half of them by that which the loop started with."""
-    if not x.loop.half_from_start:
+    """Completions of a batch by the current policy, or half or all of them by that which the loop started with."""
+    if x.loop.from_start == "all":
+        policy, version = start, 0
+    if x.loop.from_start != "half":
         return do(stages.generate(x, policy, drawn, reward, version=version, number=number))
     half = x.model_copy(
         update={

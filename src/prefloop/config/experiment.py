@@ -171,19 +171,19 @@ class Experiment(Section):
         return None
 
     def _control_problem(self) -> str | None:
-        """Why the loop cannot replay, or sample half from its start."""
+        """Why the loop cannot replay, or sample from its start."""
         if self.loop.replay != "none" and (self.rl is not None or not self.loop.batches):
             return (
                 "loop.replay: replays the pairs that the loop collects; here it collects none for the policy"
             )
-        if not self.loop.half_from_start:
+        if self.loop.from_start != "half":
             return None
         if (
             self.generate.num_completions % 2
             or self.generate.temperatures
             or self.generate.engine.kind != "hf"
         ):
-            return "loop.half_from_start: needs an even generate.num_completions, one temperature, and the hf engine"
+            return "loop.from_start: half needs an even generate.num_completions, one temperature, and the hf engine"
         return None
 
     def _search_problem(self) -> str | None:

@@ -141,8 +141,9 @@ class LoopSection(Section):
     """Stop exactly after this many labels, those for the first reward model included."""
     max_staleness: int | None = Field(default=None, ge=0)
     """With accumulated data: drop (and count) samples from policies more than this many refreshes old."""
-    half_from_start: bool = Field(default=False, json_schema_extra={"inert": False})
-    """Half of a prompt's completions come from the policy that the loop started with, the other half from the current."""
+    from_start: Literal["none", "half", "all"] = Field(default="none", json_schema_extra={"inert": "none"})
+    """How many of a prompt's completions come from the policy that the loop started with rather than from the current one.
+    With `all` collecting is offline however often the policy is trained, and measured."""
     replay: Literal["none", "ordered", "shuffled"] = Field(
         default="none", json_schema_extra={"inert": "none"}
     )
