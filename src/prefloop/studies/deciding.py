@@ -29,22 +29,30 @@ def decisions_of(study: Study, found: Sequence[Found]) -> list[Decision]:
         Decision(one, setting, arm, interval, outcome(interval, above=one.above, below=one.below))
         for one in study.criteria
         for setting in study.settings or [ONLY]
-        for arm in ([one.arm] if one.arm else [name for name in study.arms if name != one.minus])
+        for arm in ([one.arm] if one.arm else [name for name in study.arms if name not in one.subtracted])
         for interval in [
-            estimate(found, one.measure, setting, arm, minus=one.minus, confidence=study.confidence)
+            estimate(found, one.measure, setting, arm, minus=one.subtracted, confidence=study.confidence)
         ]
     ]
 
 
 def estimate(
-    found: Sequence[Found], measure: str, setting: str, arm: str, *, minus: str | None, confidence: float
+    found: Sequence[Found],
+    measure: str,
+    setting: str,
+    arm: str,
+    *,
+    minus: Sequence[str] = (),
+    confidence: float,
 ) -> StudentInterval | None:
-    """Mean of a measure over seeds, or of its difference from another arm over the seeds that both have."""
+    """Mean of a measure over seeds, or of its difference from the mean of other arms over the seeds that all have."""
     ours = _by_seed(found, measure, setting, arm)
-    if minus is None:
-        return student_interval(list(ours.values()), confidence=confidence)
-    theirs = _by_seed(found, measure, setting, minus)
-    differences = [value - theirs[seed] for seed, value in ours.items() if seed in theirs]
+    others = [_by_seed(found, measure, setting, one) for one in minus]
+    differences = [
+        value - (sum(one[seed] for one in others) / len(others) if others else 0.0)
+        for seed, value in ours.items()
+        if all(seed in one for one in others)
+    ]
     return student_interval(differences, confidence=confidence)
 
 

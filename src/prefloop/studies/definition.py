@@ -33,9 +33,9 @@ class Measure(Section):
     """Role of the stage, as `prefloop plan` prints it."""
     figure: str | None = None
     """Place in the stage's figures, as `prefloop show` prints them: score.mean."""
-    of: Literal["last", "first", "change", "highest"] = "last"
-    """Of a figure: which stage of this role in the run; `change` is the last one's less the first one's; `highest` is chosen
-    after looking, so that the more stages a run has the higher it is."""
+    of: Literal["last", "first", "change", "highest", "mean"] = "last"
+    """Of a figure: which stage of this role in the run; `change` is the last one's less the first one's; `mean` is over all
+    that have it; `highest` is chosen after looking, so that the more stages a run has the higher it is."""
     metric: str | None = None
     """Name in what the stage logged step by step: rl/score."""
     between: tuple[Share, Share] = (0.0, 1.0)
@@ -59,6 +59,20 @@ class Measure(Section):
         return self
 
 
+class Course(Section):
+    """A figure of the policies along the loop, drawn for every arm."""
+
+    figure: str
+    """Place in the figures of the evaluations: win_rate_vs_start.mean."""
+    against: Literal["labels", "root_kl"] = "labels"
+    """The labels spent until then, or the square root of the KL divergence from the start, in nats (arXiv:2204.05862)."""
+
+    @property
+    def name(self) -> str:
+        """As it is called in results."""
+        return f"{self.figure} against {self.against}"
+
+
 class Criterion(Section):
     """A claim that is held, not held or open, by the confidence interval over seeds."""
 
@@ -68,8 +82,8 @@ class Criterion(Section):
     """Of which measure."""
     arm: str | None = None
     """In which arm; left out, the claim is made of every arm."""
-    minus: str | None = None
-    """The arm whose value of the same seed is subtracted."""
+    minus: str | list[str] | None = None
+    """The arm whose value of the same seed is subtracted; of several, the mean of theirs, to ask which side an arm is on."""
     above: float | None = None
     """The claim holds where the whole interval lies above this."""
     below: float | None = None
@@ -80,6 +94,11 @@ class Criterion(Section):
         if (self.above is None) == (self.below is None):
             raise ValueError("give above or below")
         return self
+
+    @property
+    def subtracted(self) -> tuple[str, ...]:
+        """The arms whose mean is subtracted."""
+        return (self.minus,) if isinstance(self.minus, str) else tuple(self.minus or ())
 
 
 class Study(Section):
@@ -105,6 +124,8 @@ class Study(Section):
     """What is measured of each run."""
     curves: list[str] = Field(default_factory=list)
     """Metrics of the policies' training that are drawn."""
+    courses: list[Course] = Field(default_factory=list)
+    """Figures that are drawn along the loop."""
     criteria: list[Criterion] = Field(default_factory=list)
     """What is to be decided."""
     seeds: int = Field(default=5, ge=1)
@@ -114,11 +135,10 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "Study":
-        named = [("baseline", self.baseline)] + [
-            (f"criteria.{place}.{key}", getattr(one, key))
-            for place, one in enumerate(self.criteria)
-            for key in ("arm", "minus")
-        ]
+        named = [("baseline", self.baseline)]
+        for place, one in enumerate(self.criteria):
+            named += [(f"criteria.{place}.arm", one.arm)]
+            named += [(f"criteria.{place}.minus", arm) for arm in one.subtracted]
         for where, arm in named:
             if arm is not None and arm not in self.arms:
                 raise ValueError(f"{where} = {arm}: no such arm; there is {', '.join(self.arms)}")

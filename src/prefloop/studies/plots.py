@@ -25,6 +25,7 @@ DPI = 110
 COLOURS = (
     "#2563a8", "#c2571a", "#2e8b57", "#8a4fa3", "#b3313b", "#7a6a2f", "#4d908e", "#6b7280", "#d18b9f", "#37474f",
 )  # fmt: skip
+AGAINST = {"labels": "labels", "root_kl": "√KL from the start (nats)"}
 MOST_CURVES = len(COLOURS)
 """Of a panel; more cannot be told apart."""
 
@@ -54,6 +55,11 @@ def draw(
         figure = new_figure()
         _draw_curves(figure, study, groups[:MOST_CURVES], found)
         written.append(folder / "curves.png")
+        figure.savefig(written[-1])
+    if study.courses and found:
+        figure = new_figure()
+        _draw_courses(figure, study, arms[:MOST_CURVES], found)
+        written.append(folder / "courses.png")
         figure.savefig(written[-1])
     return written
 
@@ -115,3 +121,29 @@ def _draw_curves(
         axes.grid(color="#e5e7eb", linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
     all_axes[0].legend(frameon=False, fontsize="small")
+
+
+def _draw_courses(figure: Any, study: Study, arms: Sequence[str], found: Sequence[Found]) -> None:
+    """A row a setting, a panel a course: means over seeds point by point, with the interval of the last."""
+    settings = list(study.settings) or [ONLY]
+    figure.set_size_inches(WIDTH * 1.3 * len(study.courses), HEIGHT * 1.15 * len(settings))
+    grid = figure.subplots(len(settings), len(study.courses), squeeze=False)
+    for (row, setting), (column, course) in itertools.product(enumerate(settings), enumerate(study.courses)):
+        axes = grid[row][column]
+        for arm, colour in zip(arms, COLOURS, strict=False):
+            ours = [one.courses[course.name] for one in found if (one.setting, one.arm) == (setting, arm)]
+            points = list(zip(*ours, strict=False))
+            if not points:
+                continue
+            xs, ys = (
+                [np.mean([point[place] for point in together]) for together in points] for place in (0, 1)
+            )
+            axes.plot(xs, ys, "o-", color=colour, label=arm, markersize=3, linewidth=1.2)
+            last = student_interval([point[1] for point in points[-1]], confidence=study.confidence)
+            if last is not None and not math.isinf(last.half):
+                axes.errorbar(xs[-1], last.mean, yerr=last.half, color=colour, capsize=2, linewidth=0.8)
+        axes.set(xlabel=AGAINST[course.against], ylabel=course.figure)
+        axes.set_title(setting, fontsize="medium")
+        axes.grid(color="#e5e7eb", linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0][0].legend(frameon=False, fontsize="small")

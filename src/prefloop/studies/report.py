@@ -84,7 +84,7 @@ def rows_of(result: Result) -> list[Row]:
     """The tables, measure by measure."""
     study = result.study
 
-    def over_seeds(measure: str, setting: str, arm: str, minus: str | None) -> StudentInterval | None:
+    def over_seeds(measure: str, setting: str, arm: str, *minus: str) -> StudentInterval | None:
         return estimate(result.found, measure, setting, arm, minus=minus, confidence=study.confidence)
 
     return [
@@ -98,7 +98,7 @@ def rows_of(result: Result) -> list[Row]:
         for measure in study.measures
         for setting in study.settings or [ONLY]
         for arm in result.arms
-        for interval in [over_seeds(measure, setting, arm, None)]
+        for interval in [over_seeds(measure, setting, arm)]
         if interval is not None
     ]
 
@@ -215,7 +215,10 @@ def _row_cells(one: Row, with_difference: bool) -> list[str]:
 
 def _described(measure: Measure) -> str:
     if measure.figure:
-        which = {"last": "the last", "first": "the first", "change": "the last less that of the first"}
+        which = {
+            "last": "the last", "first": "the first", "change": "the last less that of the first",
+            "highest": "whichever has the highest", "mean": "the mean of every",
+        }  # fmt: skip
         return f"`{measure.figure}` of {which[measure.of]} `{measure.stage}`"
 
     def share(between: tuple[float, float]) -> str:
