@@ -8,22 +8,28 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from prefloop import pipeline
 from prefloop.algorithms import ALGORITHMS
 from prefloop.cli import app
 from prefloop.interfaces import InputError
 from prefloop.statistics import StudentInterval, student_interval
+from prefloop.store import Workspace
 from prefloop.studies import definition
-from prefloop.studies.deciding import decisions_of, outcome
-from prefloop.studies.measuring import Found, part
+from prefloop.studies.deciding import decisions_of, estimate, outcome
+from prefloop.studies.definition import Course, Measure
+from prefloop.studies.measuring import Found, course_of, part, value_of
 from prefloop.studies.report import shown
 from prefloop.studies.running import last_words
-from small import SMALL
+from prefloop.watching import Watcher
+from small import SMALL, small
 
 TINY = """
 name: tiny
@@ -44,6 +50,7 @@ measures:
   longer: {{figure: tokens.mean, of: change}}
   late gold: {{stage: policy, metric: rl/gold, between: [0.5, 1]}}
 curves: [rl/gold, rl/score]
+courses: [{{figure: tokens.mean, against: root_kl}}]
 criteria:
   - {{claim: a larger step leads further, measure: KL, arm: large, minus: small, above: 0}}
   - {{claim: nothing leads this far, measure: KL, above: 1000000}}
@@ -127,7 +134,7 @@ def test_claims_are_decided_and_written_down_with_plots(finished):
     page = (folder / "w/studies/tiny/report.md").read_text()
     assert page.index("Claims, written before the runs") < page.index("## Figures")
     assert "| nothing leads this far | large |" in page
-    for name in ("measures.png", "curves.png"):
+    for name in ("measures.png", "curves.png", "courses.png"):
         assert (folder / "w/studies/tiny" / name).read_bytes().startswith(b"\x89PNG")
         assert f"]({name})" in page
 
@@ -284,7 +291,7 @@ def test_a_claim_is_held_where_the_whole_interval_is_on_its_side(mean, half, bou
 
 
 def found(arm: str, seed: int, value: float, setting: str = "") -> Found:
-    return Found(setting, arm, seed, seconds=1.0, values={"KL": value}, curves={})
+    return Found(setting, arm, seed, seconds=1.0, values={"KL": value}, curves={}, courses={})
 
 
 def test_arms_are_compared_seed_by_seed_within_a_setting(tmp_path):
@@ -302,6 +309,52 @@ def test_arms_are_compared_seed_by_seed_within_a_setting(tmp_path):
     # deviations 0, 0.1, -0.1: standard deviation 0.1
     assert few.interval.half == pytest.approx(4.30265 * 0.1 / math.sqrt(3), rel=1e-5)
     assert (many.setting, many.interval, many.outcome) == ("many", None, "cannot be told"), "no seed has both"
+
+
+def test_an_arm_is_compared_with_the_mean_of_others_over_seeds_that_all_have(tmp_path):
+    runs = [
+        found("a", 0, 1.0), found("b", 0, 5.0), found("c", 0, 2.0),
+        found("a", 1, 2.0), found("b", 1, 6.0), found("c", 1, 4.0),
+        found("a", 2, 9.0), found("c", 2, 9.0),
+    ]  # fmt: skip
+    middle = estimate(runs, "KL", "", "c", minus=["a", "b"], confidence=0.95)
+    assert middle is not None
+    assert (middle.mean, middle.n) == (pytest.approx(-0.5), 2)  # 2 - 3 and 4 - 4
+
+    values = yaml.safe_load(study_file(tmp_path).read_text())
+    values["criteria"][0]["minus"] = ["small", "nobody"]
+    with pytest.raises(InputError, match=r"criteria\.0\.minus = nobody: no such arm"):
+        definition.parse(yaml.safe_dump(values), where="tiny.yaml")
+
+
+def test_a_course_is_drawn_at_the_labels_spent_and_a_replay_follows_the_loop(tmp_path):
+    entries = pipeline.run(
+        small("loop.gate.metric=none", "loop.batches=2", "loop.replay=ordered", "evaluate.num_prompts=4"),
+        Workspace(tmp_path),
+        Watcher(),
+    )
+    experiment = small("loop.batches=2")
+    against_labels = Course(figure="tokens.mean")
+    loop = course_of(against_labels, entries[: len(entries) - 6], experiment.loop)
+    spent = [one.artefact.stats["labels"] for one in entries if one.role == "annotate"]
+    before, first, second = spent  # for the reward model, and two batches
+    assert [x for x, _ in loop] == [before, before + first, before + first + second]
+
+    again = experiment.model_copy(update={"loop": experiment.loop.model_copy(update={"replay": "ordered"})})
+    assert course_of(against_labels, entries, again.loop) == loop, "the same weights, from the same pairs"
+    by_kl = course_of(Course(figure="tokens.mean", against="root_kl"), entries, again.loop)
+    last = [one for one in entries if one.role == "evaluate"][-1].artefact.stats
+    assert by_kl[0][0] == 0.0
+    assert by_kl[-1] == (pytest.approx(math.sqrt(max(last["kl"]["mean"], 0.0))), last["tokens"]["mean"])
+
+
+@pytest.mark.parametrize(
+    ("of", "value"), [("last", 0.5), ("first", 0.2), ("highest", 0.8), ("mean", 0.5), ("change", 0.3)]
+)
+def test_a_figure_is_of_one_stage_or_of_all(of, value):
+    stats = [{"rate": {"mean": one}} for one in (0.2, 0.8, 0.5)]
+    entries: Any = [SimpleNamespace(role="evaluate", artefact=SimpleNamespace(stats=one)) for one in stats]
+    assert value_of(Measure(figure="rate.mean", of=of), entries, where="rate") == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
