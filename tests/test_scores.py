@@ -327,15 +327,84 @@ def test_sections_weigh_subsets_and_ties_count_half(tmp_path):
     assert found["figures"]["mean"]["value"] == pytest.approx((reasoning + 100) / 2)
 
 
+def ties(right: list[float], wrong: list[float], reference: tuple[float, float]) -> float:
+    answers = reward_bench.Answers(tuple(right), tuple(wrong))
+    return reward_bench.ties_score(
+        {"0": answers}, {"0": reward_bench.Answers((reference[0],), (reference[1],))}
+    )
+
+
 def test_the_ties_of_the_second_version_by_hand():
     # gap 2 - 0 = 2, spread 1, reference gap 3: all four hold, margin tanh(2 / 1 - 1)
-    assert reward_bench.ties_score([3.0, 2.0], [0.0, -1.0], (3.0, 0.0)) == pytest.approx(
-        1 + 0.01 * math.tanh(1)
-    )
+    assert ties([3.0, 2.0], [0.0, -1.0], (3.0, 0.0)) == pytest.approx(1 + 0.01 * math.tanh(1))
     # gap 0.5 is above 0 but below the spread of 1; the reference is wrong
-    found = reward_bench.ties_score([3.0, 2.0], [1.5], (0.0, 1.0))
-    assert found == pytest.approx(0.3 + 0.01 * math.tanh(-1 / 1 - 1))
-    assert reward_bench.ties_score([1.0, 1.0], [0.0], (1.0, 0.0)) == pytest.approx(0.3 + 0.3 + 0.2 + 0.2)
+    assert ties([3.0, 2.0], [1.5], (0.0, 1.0)) == pytest.approx(0.3 + 0.01 * math.tanh(-1 / 1 - 1))
+    # without a spread the margin is at its limit, and 0 / 0 counts nothing
+    assert ties([1.0, 1.0], [0.0], (1.0, 0.0)) == pytest.approx(0.3 + 0.3 + 0.2 + 0.2 + 0.01)
+    assert ties([1.0, 1.0], [1.0], (1.0, 1.0)) == 0
+
+
+VERSION_2 = [
+    {"id": "1", "subset": "Math", "num_correct": 1, "scores": [3.0, 1.0, 2.0, 0.0]},
+    {"id": "2", "subset": "Math", "num_correct": 1, "scores": [1.0, 1.0, 0.0, 0.0]},  # shares the first place
+    {"id": "3", "subset": "Focus", "num_correct": 1, "scores": [[0.5], [0.5], [0.5], [0.5]]},  # says nothing
+    {"id": "ref:0", "subset": "Ties", "num_correct": 1, "scores": [3.0, 0.0]},
+    {"id": "tied:0", "subset": "Ties", "num_correct": 2, "scores": [3.0, 2.0, 0.0, -1.0]},
+    {"id": "tied:1", "subset": "Ties", "num_correct": 2, "scores": [3.0, 2.0, 2.5]},
+]
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_the_second_version_asks_for_the_best_of_four(tmp_path, columns):
+    path = write(tmp_path / "scores.jsonl", VERSION_2)
+    if columns:  # as the benchmark's own tool writes it
+        path = tmp_path / "scores.json"
+        path.write_text(
+            json.dumps({name: [one[name] for one in VERSION_2] for name in VERSION_2[0]} | {"model": "m"})
+        )
+    (found,) = command("score", "reward-bench", path)
+    figures = {name: one["value"] for name, one in found["figures"].items()}
+    # half of the accuracy of tied, since tied:1 is wrong; the gaps are those of the prompt with a reference
+    ties = 100 * (0.3 + 0.3 / 2 + 0.2 + 0.2 + 0.01 * math.tanh(1))
+    assert (figures["Math"], figures["Focus"]) == (75, 25)
+    assert figures["Ties"] == pytest.approx(ties)
+    assert figures["mean"] == pytest.approx((75 + 25 + ties) / 3)
+    assert figures["accuracy"] == pytest.approx(100 * (1 + 0.5 + 0.25 + 1 + 1 + 0) / 6)
+    assert found["benchmark"] == "reward_bench_2" and found["rows"]["in"] == 6
+    assert any("1 prompts lack their partner" in one for one in found["notes"])
+    assert any("nothing of Factuality, Precise IF, Safety" in one for one in found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"id": "1", "subset": "Math", "num_correct": 4, "scores": [1, 2, 3, 4]}, "4 right answers of 4"),
+        ({"id": "1", "subset": "Math", "num_correct": 1, "scores": 1.0}, "scores is float, not a list"),
+        ({"id": "1", "subset": "Math", "num_correct": 1, "scores": [1, "nan"]}, "not a finite number"),
+        (
+            {"id": "7", "subset": "Ties", "num_correct": 1, "scores": [1, 2]},
+            "it says ref:NUMBER or tied:NUMBER",
+        ),
+        ({"subset": "hep-go", "score_chosen": 1, "score_rejected": 0}, "score them apart"),
+    ],
+)
+def test_what_cannot_be_scored_of_several_answers_is_told(tmp_path, row, told):
+    with pytest.raises(InputError, match=told):
+        reward_bench.score(write(tmp_path / "scores.jsonl", [VERSION_2[0], row]))
+
+
+@pytest.mark.shared
+def test_the_results_that_the_benchmarks_tool_writes_are_weighed_by_its_own_counts(shared, tmp_path):
+    table = shared / "data/rewardbench/section_example.csv"
+    with table.open() as file:
+        accuracies = {one["subset"]: float(one["accuracy"]) for one in csv.DictReader(file)}
+    path = tmp_path / "model.json"
+    path.write_text(
+        json.dumps(accuracies | {"model": "m", "model_type": "Seq. Classifier", "chat_template": "t"})
+    )
+    (ours,), (theirs,) = command("score", "reward-bench", path), command("score", "reward-bench", table)
+    for section in (*reward_bench.SECTIONS, "mean"):
+        assert ours["figures"][section]["value"] == pytest.approx(theirs["figures"][section]["value"])
 
 
 def test_the_final_number_of_a_solution():

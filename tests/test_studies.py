@@ -27,7 +27,7 @@ from prefloop.studies.deciding import decisions_of, estimate, outcome
 from prefloop.studies.definition import Course, Measure
 from prefloop.studies.measuring import Found, course_of, part, value_of
 from prefloop.studies.report import shown
-from prefloop.studies.running import last_words
+from prefloop.studies.running import last_words, seconds_left
 from prefloop.watching import Watcher
 from small import SMALL, small
 
@@ -346,6 +346,25 @@ def test_a_course_is_drawn_at_the_labels_spent_and_a_replay_follows_the_loop(tmp
     last = [one for one in entries if one.role == "evaluate"][-1].artefact.stats
     assert by_kl[0][0] == 0.0
     assert by_kl[-1] == (pytest.approx(math.sqrt(max(last["kl"]["mean"], 0.0))), last["tokens"]["mean"])
+
+
+def test_how_long_the_rest_takes_is_told_by_what_others_of_a_role_took():
+    def entry(role: str, key: str) -> Any:
+        return SimpleNamespace(role=role, artefact=SimpleNamespace(key=key, name=f"{role}-{key}"))
+
+    built = {"a": 10.0, "b": 20.0, "c": 4.0}
+    space: Any = SimpleNamespace(
+        published=lambda: [SimpleNamespace(key=key, manifest={"seconds": one}) for key, one in built.items()]
+    )
+    done = [entry("policy", "a"), entry("policy", "b"), entry("evaluate", "c")]
+    shared = entry("policy", "d")
+    left = [[shared, entry("evaluate", "e")], [shared]]
+
+    def told(*plans: list[Any]) -> tuple[float, bool]:
+        return seconds_left([done, *plans], plans, space, workers=2, overhead=1.5)
+
+    assert told(*left) == (1.5 * (15 + 4) / 2, True)  # what two runs share is built once
+    assert told(*left, [entry("mix", "f")]) == (1.5 * (15 + 4) / 2, False)
 
 
 @pytest.mark.parametrize(

@@ -282,9 +282,13 @@ def score_truthful_qa(
 
 
 @app.command("reward-bench", epilog="Example: `prefloop score reward-bench pairs.csv`.")
-def score_reward_bench(files: Files, as_json: Json = False) -> None:
-    """RewardBench: accuracy by section and their mean, from a table of subsets or from scored pairs."""
-    show([one for file in files for one in reward_bench.score(str(file))], as_json)
+def score_reward_bench(files: Files, draws: Draws = DRAWS, as_json: Json = False) -> None:
+    """RewardBench: accuracy by section and their mean, from a table of subsets or from scored pairs; version 2's best of
+    four and Ties from scores of several answers.
+
+    Equal scores share: half for a pair, a quarter for a best of four whose answers all score the same.
+    """
+    show([one for file in files for one in reward_bench.score(str(file), draws=draws)], as_json)
 
 
 @app.command("judge", epilog="Example: `prefloop score judge verdicts.json`.")

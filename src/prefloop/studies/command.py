@@ -117,7 +117,7 @@ def _run(
     left = {one.label: plans[one.label] for one in to_do}
     found = {one.label: read(one, asked, plans[one.label]) for one in runs if one.label not in left}
     failed: list[Failed] = []
-    clock = _Clock(space, workers)
+    clock = _Clock(space, list(plans.values()), workers)
     with contextlib.closing(running.run_all(to_do, space, folder, workers=workers)) as endings:
         for number, ended in enumerate(endings, 1):
             entries = left.pop(ended.run.label)
@@ -150,8 +150,9 @@ def _place_in(asked: Study) -> Callable[[Run], tuple[int, ...]]:
 class _Clock:
     """How long the rest will take, by what went before."""
 
-    def __init__(self, space: Workspace, workers: int) -> None:
+    def __init__(self, space: Workspace, plans: Sequence[Sequence[Entry]], workers: int) -> None:
         self._space = space
+        self._plans = plans
         self._workers = workers
         self._began = time.time()
         self._busy = 0.0
@@ -165,11 +166,13 @@ class _Clock:
                 self._built[one.artefact.key] = one.artefact.manifest["seconds"]
 
     def left(self, plans: Sequence[Sequence[Entry]]) -> str:
-        """In words; nothing where it cannot be told, or where nothing is left."""
+        """In words; nothing where nothing is left."""
         built = sum(self._built.values())
         overhead = max(self._busy / built, 1.0) if built else 1.0
-        seconds = running.seconds_left(plans, self._space, workers=self._workers, overhead=overhead)
-        return f"  (about {duration(seconds)} left)" if seconds else ""
+        seconds, is_all = running.seconds_left(
+            self._plans, plans, self._space, workers=self._workers, overhead=overhead
+        )
+        return f"  ({'about' if is_all else 'at least'} {duration(seconds)} left)" if plans else ""
 
 
 def _first_value(asked: Study, found: "Found") -> str:

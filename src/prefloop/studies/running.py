@@ -10,10 +10,11 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
+from statistics import fmean
 
 import yaml
 
@@ -136,22 +137,30 @@ def last_words(log: str) -> str:
 
 
 def seconds_left(
-    plans: Sequence[Sequence[Entry]], workspace: Workspace, *, workers: int, overhead: float
-) -> float | None:
-    """About how long the rest takes: its missing artefacts, each once, at what others of its role took.
+    plans: Sequence[Sequence[Entry]],
+    left: Sequence[Sequence[Entry]],
+    workspace: Workspace,
+    *,
+    workers: int,
+    overhead: float,
+) -> tuple[float, bool]:
+    """About how long the plans that are left take: their missing artefacts, each once, at what others of their role took in
+    any of the plans; and whether every role is known. What has never been built counts nothing.
 
-    `overhead` is how much longer runs have taken than their stages. None while some role has never been built.
+    `overhead` is how much longer runs have taken than their stages.
     """
     taken = {one.key: one.manifest["seconds"] for one in workspace.published()}
-    artefacts = {one.artefact.name: one for entries in plans for one in entries}.values()
+
+    def each(some: Sequence[Sequence[Entry]]) -> Iterable[Entry]:
+        return {one.artefact.name: one for entries in some for one in entries}.values()
+
     by_role: dict[str, list[float]] = {}
-    for one in artefacts:
+    for one in each(plans):
         if one.artefact.key in taken:
             by_role.setdefault(one.role, []).append(taken[one.artefact.key])
-    missing = [one.role for one in artefacts if one.artefact.key not in taken]
-    if set(missing) - by_role.keys():
-        return None
-    return overhead * sum(sum(by_role[role]) / len(by_role[role]) for role in missing) / workers
+    missing = [one.role for one in each(left) if one.artefact.key not in taken]
+    seconds = sum(fmean(by_role[role]) for role in missing if role in by_role)
+    return overhead * seconds / workers, by_role.keys() >= set(missing)
 
 
 def plan_of(run: Run, workspace: Workspace) -> list[Entry]:
