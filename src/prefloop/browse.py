@@ -6,6 +6,7 @@ Returns rich renderables; text from data and models is escaped and stripped of c
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group as Stack
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from prefloop.config import Experiment
+from prefloop.config import Experiment, RewardBenchSuite
 from prefloop.interfaces import InputError
 from prefloop.records import (
     Comparison,
@@ -37,6 +38,8 @@ STEP_CHARACTERS = 60
 NODES_SHOWN = 40
 PART_STYLES = {"template": "dim", "system": "magenta", "user": "cyan", "assistant": "green"}
 POLICY_KINDS = ("base", "sft", "policy", "promote")
+CLASSIFIER = "ForSequenceClassification"
+"""End of the architecture of a model that scores."""
 
 
 ESCAPE_SEQUENCE = re.compile(
@@ -312,18 +315,27 @@ def legend() -> Text:
     return text.append("trained", style="underline")
 
 
-def policy_artefact(workspace: Workspace, text: str) -> Artefact | None:
-    """The artefact with a policy that a name on the command line means; None where it is a folder or a hub name.
-
-    Raises InputError for artefacts of another kind.
-    """
+def model_artefact(
+    workspace: Workspace, text: str, *, kinds: Sequence[str] = POLICY_KINDS, what: str = "policy"
+) -> Artefact | None:
+    """The artefact with a policy (or what else) that a name on the command line means; None where it is a folder or a hub
+    name. Raises InputError for artefacts of another kind."""
     try:
         artefact = workspace.find(text)
     except InputError:
         return None
-    if artefact.kind not in POLICY_KINDS:
-        raise InputError(f"{artefact.name}: no policy; artefacts of {', '.join(POLICY_KINDS)} have one")
+    if artefact.kind not in kinds:
+        raise InputError(f"{artefact.name}: no {what}; artefacts of {', '.join(kinds)} have one")
     return artefact
+
+
+def is_reward_model(x: Experiment, text: str) -> bool:
+    """Whether a folder or hub name is meant as a reward model: by its architecture, or because nothing else is measured."""
+    path = Path(text) / "config.json"
+    if path.is_file():
+        names = read_json(path).get("architectures") or ()
+        return any(str(one).endswith(CLASSIFIER) for one in names)
+    return all(isinstance(one, RewardBenchSuite) and one.of == "reward" for one in x.evaluate.suites.values())
 
 
 def only_suites(x: Experiment, names: Sequence[str]) -> Experiment:

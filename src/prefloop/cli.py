@@ -400,7 +400,7 @@ def generate(
 
     check_samples_file(out)
     space = _workspace(None, workspace)
-    artefact = browse.policy_artefact(space, policy)
+    artefact = browse.model_artefact(space, policy)
     x = config.parse(
         "loop: {batches: 0}\nevaluate: {num_prompts: 0}",
         [f"prompts.path={json.dumps(prompts)}", f"model.path={json.dumps(policy)}", *(overrides or [])],
@@ -550,8 +550,8 @@ def evaluate(
     policies: Annotated[
         list[str],
         typer.Argument(
-            help="Policies: artefacts, model folders or hub names. What holds `=` changes the file, such as "
-            "`evaluate.suites.maths.limit=50`."
+            help="Policies, or reward models for reward_bench: artefacts, folders or hub names. What holds `=` changes "
+            "the file, such as `evaluate.suites.maths.limit=50`."
         ),
     ],
     suite: Annotated[
@@ -561,13 +561,15 @@ def evaluate(
     against: Annotated[
         str | None,
         typer.Option(
-            help="Policy that win rates with `baseline: start` are measured against.", show_default=False
+            help="Policy that win rates with `baseline: start`, and implied rewards, are measured against.",
+            show_default=False,
         ),
     ] = None,
     as_json: Json = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Measure policies on benchmarks: answers, verdicts of a judge, scores. Killed at any moment, the same command goes on.
+    """Measure policies and reward models on benchmarks: answers, verdicts, scores. Killed at any moment, the same command
+    goes on.
 
     Answers and verdicts stay in the workspace, in the formats that the benchmarks publish: `prefloop score` reads them.
     """
@@ -576,22 +578,34 @@ def evaluate(
 
     names = [one for one in policies if "=" not in one]
     if not names:
-        raise InputError("name a policy to evaluate")
+        raise InputError("name a policy or a reward model to evaluate")
     changes = [one for one in policies if "=" in one]
     space = _workspace(None, workspace)
-    outside = [
-        one for one in (*names, *([against] if against else [])) if not browse.policy_artefact(space, one)
-    ]
+    kinds = (*browse.POLICY_KINDS, *pipeline.REWARD_KINDS)
+
+    def known(text: str) -> Artefact | None:
+        return browse.model_artefact(space, text, kinds=kinds, what="policy and no reward model")
+
+    outside = [one for one in (*names, *([against] if against else [])) if not known(one)]
     if outside:
         changes.append(f"model.path={json.dumps(outside[0])}")
     x = browse.only_suites(config.load_suites(experiment, changes), suite or [])
-    with Screen(space) as screen, _interruptible(screen, f"prefloop eval {experiment} {' '.join(policies)}"):
+    shown = errors if as_json else console
+    with (
+        Screen(space, shown) as screen,
+        _interruptible(screen, f"prefloop eval {experiment} {' '.join(policies)}"),
+    ):
 
         def found(text: str) -> Artefact:
-            return browse.policy_artefact(space, text) or pipeline.base(x.starting_from(text), space, screen)
+            if (artefact := known(text)) is not None:
+                return artefact
+            reward = text if browse.is_reward_model(x, text) else None
+            return pipeline.base(x.starting_from(text), space, screen, reward=reward)
 
         theirs = found(against) if against is not None else None
         done = pipeline.evaluate(x, space, screen, [found(one) for one in names], theirs)
+    if not done:
+        raise InputError(f"{experiment}: none of its benchmarks is about {', '.join(names)}")
     scored = [Scored.from_json(one) for artefact in done for one in artefact.stats["scores"]]
     scores.show(scored, as_json)
     if not as_json:

@@ -17,6 +17,7 @@ from prefloop.config import (
     Experiment,
     GenerateSection,
     LmEvalSuite,
+    RewardBenchSuite,
     TruthfulQaSuite,
     WinRateSuite,
     uses_sft_groups,
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 OTHER_SEED = 1_000_003
 """Added to the seed for samples of another policy on the same prompts."""
+REWARD_KINDS = ("reward", "promote_reward")
+"""Artefacts with a reward model."""
 SCALE_PROMPTS = 512
 """The SFT policy's answers to so many prompts give the scale of a reward's parts: means are right to 4 % of a deviation."""
 
@@ -63,6 +66,7 @@ def online_loop(x: Experiment, do: Planner) -> Artefact:
     rules = do(stages.rule_model(x, reference), "rules") if x.rules is not None else None
     start = measure(x, do, reference, prompts, reference, reward)
     first_answers = benchmarks(x, do, reference)
+    reward_benchmarks(x, do, reward)
     policy, measured, collected = reference, start, ()
     for i in range(max(x.loop.iterations, 1 if offline or x.rl else 0)):
         do.iteration = i
@@ -78,13 +82,14 @@ def online_loop(x: Experiment, do: Planner) -> Artefact:
         learned = reward
         if reward is not None and x.reward.learns_from_labels and new and x.loop.refreshes_reward_after(i):
             learned = refreshed_reward(x, do, reference, reward, reward_data)
+            reward_benchmarks(x, do, learned)
         if x.rl is not None:  # what is optimised knows the newest labels
             reward = learned
             candidate = reinforce(x, do, policy, reference, reward, prompts, sizes, i, rules)
         else:
             candidate = train(x, do, policy, reference, pairs, i)
         after = measure(x, do, candidate, prompts, reference, reward, start, measured)
-        benchmarks(x, do, candidate, first_answers)
+        benchmarks(x, do, candidate, first_answers, reference)
         reward = learned
         policy, measured = gate(x, do, candidate, policy, (after, measured), prompts, reference, reward)
     if x.loop.replay != "none":
@@ -333,15 +338,24 @@ def measure(
 
 
 def benchmarks(
-    x: Experiment, do: Planner, policy: Artefact, against: Mapping[str, Artefact | None] | None = None
+    x: Experiment,
+    do: Planner,
+    policy: Artefact,
+    against: Mapping[str, Artefact | None] | None = None,
+    start: Artefact | None = None,
 ) -> dict[str, Artefact | None]:
     """Measures a policy on every benchmark of the experiment; returns its answers to each, where it has any.
 
-    `against` are the answers of the policy to compare with, where there is one; a win rate against nobody is left out.
+    `against` are the answers of the policy to compare with, `start`, where there is one; a win rate against nobody and a
+    reward that is implied by no change are left out.
     """
     found: dict[str, Artefact | None] = {}
     for name, suite in x.evaluate.suites.items():
         found[name] = None
+        if isinstance(suite, RewardBenchSuite):
+            if suite.of == "policy" and start is not None:
+                do(stages.suite(x, name, suite, policy, None, start), f"suite {name}")
+            continue
         if not isinstance(suite, TruthfulQaSuite | LmEvalSuite):
             found[name] = do(stages.answers(x, name, suite, policy), f"answers {name}")
         theirs = None
@@ -351,6 +365,19 @@ def benchmarks(
             theirs = against[name]
         do(stages.suite(x, name, suite, policy, found[name], theirs), f"suite {name}")
     return found
+
+
+def reward_benchmarks(x: Experiment, do: Planner, reward: Artefact | None) -> None:
+    """Measures a reward model on those benchmarks of the experiment that are about reward models. Raises InputError."""
+    for name, suite in x.evaluate.suites.items():
+        if not isinstance(suite, RewardBenchSuite) or suite.of != "reward":
+            continue
+        if reward is None or not x.reward.objective.gives_scores:
+            raise InputError(
+                f"evaluate.suites.{name}: scores answers by a reward model, and this experiment has none that gives scores; "
+                "set `of: policy`, or measure a reward model with `prefloop eval`"
+            )
+        do(stages.suite(x, name, suite, reward, None, None), f"suite {name}")
 
 
 def gate(
@@ -452,28 +479,33 @@ def evaluate(
     x: Experiment,
     workspace: Workspace,
     watcher: Watcher,
-    policies: Sequence[Artefact],
+    models: Sequence[Artefact],
     against: Artefact | None = None,
 ) -> list[Artefact]:
-    """Every benchmark of the experiment for each policy, with no loop and no run; returns the scores.
+    """Every benchmark of the experiment for each policy or reward model that it is about, with no loop and no run; returns
+    the scores.
 
-    `against` is the policy that win rates are measured against. Raises PrefloopError; the next call goes on from there.
+    `against` is the policy that win rates and implied rewards are measured against. Raises PrefloopError; the next call goes
+    on from there.
     """
     workspace.create()
     do = Planner(workspace)
     theirs = benchmarks(x, do, against) if against is not None else None
-    for policy in policies:
-        benchmarks(x, do, policy, theirs)
+    for one in models:
+        if one.kind in REWARD_KINDS:
+            reward_benchmarks(x, do, one)
+        else:
+            benchmarks(x, do, one, theirs, against)
     build_planned(do, watcher)
     found = {one.artefact.name: one.artefact for one in do.entries if one.artefact.kind == "suite"}
     return list(found.values())
 
 
-def base(x: Experiment, workspace: Workspace, watcher: Watcher) -> Artefact:
-    """The model that the experiment starts from, brought into the workspace as a run would do."""
+def base(x: Experiment, workspace: Workspace, watcher: Watcher, *, reward: str | None = None) -> Artefact:
+    """The model that the experiment starts from, or a reward model, brought into the workspace as a run would do."""
     workspace.create()
     do = Planner(workspace)
-    model = do(stages.base_model(x))
+    model = do(stages.base_model(x) if reward is None else stages.import_reward(x, reward))
     build_planned(do, watcher)
     return model
 

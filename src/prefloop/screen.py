@@ -33,8 +33,9 @@ beside = Console(stderr=True, emoji=False)
 class Screen(Watcher):
     """Draws a run: one line a finished stage, a bar with the time left for the one under way."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, on: Console = console) -> None:
         self._workspace = workspace
+        self._console = on
         self._bars = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=30),
@@ -42,9 +43,9 @@ class Screen(Watcher):
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", style="dim"),
-            console=console,
+            console=on,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not on.is_terminal,
         )
         self._bar: Any = None
         self._header: tuple[str, int | None] | None = None
@@ -78,7 +79,7 @@ class Screen(Watcher):
             self._bars.remove_task(self._bar)
             self._bar = None
         time_text = "kept" if reused else duration(seconds)
-        console.print(
+        self._console.print(
             f"  {entry.role:<11} {time_text:>7}  {escape(summary(entry.artefact))}",
             highlight=False,
             soft_wrap=True,
@@ -86,7 +87,7 @@ class Screen(Watcher):
 
     def waits(self, entry: Entry) -> None:
         """Says that another process is at it."""
-        console.print(f"  {entry.role}: another run is building this; waiting for it", style="yellow")
+        self._console.print(f"  {entry.role}: another run is building this; waiting for it", style="yellow")
 
     def _say_where(self, entry: Entry) -> None:
         where = (entry.arm, entry.iteration)
@@ -94,7 +95,7 @@ class Screen(Watcher):
             self._header = where
             arm = "" if entry.arm == MAIN_ARM else f"arm {entry.arm}, "
             step = "preparation" if entry.iteration is None else f"iteration {entry.iteration + 1}"
-            console.print(f"[bold blue]{arm}{step}[/]")
+            self._console.print(f"[bold blue]{arm}{step}[/]")
 
 
 @contextlib.contextmanager
@@ -133,6 +134,7 @@ def summary(artefact: Artefact) -> str:
             f"{stats['num_completions']} completions, {number_text(stats['mean_tokens'])} tokens on average"
         ),
         "annotate": lambda: _labels_summary(stats),
+        "suite": lambda: _suite_summary(stats),
         "invent": lambda: ", ".join(f"{number} {source}" for source, number in stats["sources"].items()),
         "select": lambda: f"{stats['pairs']} pairs",
         "evaluate": lambda: _evaluation_summary(stats),
@@ -141,6 +143,13 @@ def summary(artefact: Artefact) -> str:
     }
     line = lines.get(artefact.kind, lambda: f"{rows['out']} rows")()
     return f"{line}; dropped {dropped}" if dropped else line
+
+
+def _suite_summary(stats: dict[str, Any]) -> str:
+    figure = stats["scores"][0]["figures"][stats["figure"]]
+    value = "undefined" if figure["value"] is None else number_text(figure["value"])
+    between = f" [{number_text(figure['low'])}, {number_text(figure['high'])}]" if "low" in figure else ""
+    return f"{stats['figure']} {value}{between}"
 
 
 def _training_summary(stats: dict[str, Any]) -> str:

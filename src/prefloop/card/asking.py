@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
+from prefloop.browse import CLASSIFIER
 from prefloop.config import JudgeAnnotator, PairwiseAnnotator, RuntimeSection, read_text
 from prefloop.evaluate.card_types import Kind, Opinion
 from prefloop.interfaces import InputError, PairTask, Progress
@@ -15,7 +16,7 @@ from prefloop.store import read_json
 
 AT_ONCE = 64
 """Prompts or pairs between two signs of progress."""
-CAUSAL, CLASSIFIER = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"), "ForSequenceClassification"
+CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 Values = list[tuple[float, float] | None]
 """Of each pair what `Opinion.values` holds; None where a model does not judge it."""
 

@@ -164,6 +164,16 @@ class TruthfulQaSuite(SuiteSection):
     """Text file that stands before every question; left out, the benchmark's own six questions with answers."""
 
 
+class RewardBenchSuite(SuiteSection):
+    """RewardBench and RewardBench 2 (arXiv:2403.13787, 2506.01937): how a reward model scores right and wrong answers."""
+
+    kind: Literal["reward_bench"]
+    """Name of the benchmark."""
+    of: Literal["reward", "policy"] = "reward"
+    """`reward`: the reward model of the loop, or that `prefloop eval` names; `policy`: the reward that the policy implies,
+    by how much likelier it makes an answer than the policy that the loop started with, or that `--against` names."""
+
+
 class LmEvalSuite(Section):
     """Tasks of EleutherAI's lm-evaluation-harness, an extra: `pip install 'prefloop[lm-eval]'`. The policy writes by the
     experiment's engine."""
@@ -186,4 +196,4 @@ class LmEvalSuite(Section):
 
 WordedSuite = Gsm8kSuite | HumanEvalSuite | AlpacaEvalSuite | WinRateSuite | ArenaHardSuite | MtBenchSuite
 """A benchmark that is answered in words."""
-Suite = Annotated[WordedSuite | TruthfulQaSuite | LmEvalSuite, Field(discriminator="kind")]
+Suite = Annotated[WordedSuite | TruthfulQaSuite | RewardBenchSuite | LmEvalSuite, Field(discriminator="kind")]

@@ -106,6 +106,8 @@ def _told(row: Mapping[str, Any]) -> tuple[str, str, tuple[tuple[str, str], ...]
     if "answer_a" in row:
         sides = tuple((row[f"model_{side}"], row[f"answer_{side}"]) for side in ("a", "b"))
         return row["prompt"], row["prompt"], sides, row["reason"]
+    if "chosen" in row:
+        return _scored_answers(row)
     if "judgment" in row:
         return str(row["question_id"]), row["user_prompt"], (), row["judgment"]
     if "games" in row:
@@ -116,6 +118,19 @@ def _told(row: Mapping[str, Any]) -> tuple[str, str, tuple[tuple[str, str], ...]
     if "solution" in row:
         return row["question"], row["question"], ((row["model"], row["solution"]),), row["answer"]
     return row["question"], row["question"], (), ""
+
+
+def _scored_answers(row: Mapping[str, Any]) -> tuple[str, str, tuple[tuple[str, str], ...], str]:
+    """Of RewardBench: right and wrong answers with their scores."""
+    if isinstance(row["chosen"], str):
+        right, wrong = [row["chosen"]], [row["rejected"]]
+        scores = [row["score_chosen"], row["score_rejected"]]
+    else:
+        right, wrong, scores = row["chosen"], row["rejected"], row["scores"]
+    kinds = ["right"] * len(right) + ["wrong"] * len(wrong)
+    told = [f"{kind}, {value:.3g}" for kind, value in zip(kinds, scores, strict=True)]
+    key = f"{row['subset']}/{row['id']}"
+    return key, row["prompt"], tuple(zip(told, [*right, *wrong], strict=True)), row["subset"]
 
 
 def _score(

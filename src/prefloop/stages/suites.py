@@ -20,6 +20,7 @@ from prefloop.config import (
     LmEvalSuite,
     MtBenchSuite,
     PairJudge,
+    RewardBenchSuite,
     RewardModelAnnotator,
     RuleAnnotator,
     Suite,
@@ -53,7 +54,7 @@ from prefloop.store import (
     write_rows,
     write_text,
 )
-from prefloop.suites import arena_hard, gsm8k, human_eval, mt_bench, versus
+from prefloop.suites import arena_hard, gsm8k, human_eval, mt_bench, reward_bench, versus
 from prefloop.suites.questions import Answered, Asked, Question, Row
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ FIGURES = {
     "mt_bench": "mean",
     "human_eval": "pass_at_1",
     "truthful_qa": "mc2",
+    "reward_bench": "accuracy",
 }
 """The figure that stands for a benchmark where there is room for one; it is a mean over questions."""
 FILES = ("path", "inputs", "references", "templates", "context")
@@ -200,23 +202,27 @@ def suite(
 ) -> Stage:
     """Verdicts on a policy's answers in the benchmark's own format, and the scores that are read from them.
 
-    `against` are the answers of the policy that a win rate is measured against. TruthfulQA has no answers.
+    `against` are the answers of the policy that a win rate is measured against, or the policy that an implied reward is.
+    TruthfulQA and RewardBench have no answers; RewardBench's `policy` may be a reward model.
     """
 
     def body(build: Build) -> None:
-        found = list(_rows(x, suite, policy, answered, against, build))
+        every = list(_rows(x, suite, policy, answered, against, build))
+        found = [one for one in every if one is not None]
         if not found:
-            raise InputError(
-                f"{suite.path}: nothing to judge: the baseline has answered none of the questions"
-            )
+            why = "no answer fits the model" if every else "the baseline has answered none of the questions"
+            raise InputError(f"{suite.path}: nothing to judge: {why}")
         path = build.path / VERDICTS
         write_text(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found))
         scored, units = _scored(suite, str(path), found, policy.name)
+        too_long = {"too_long": len(every) - len(found)} if len(found) < len(every) else {}
         for one in scored:
             one.notes += answered.stats["notes"] if answered is not None else []
+            one.rows_in += sum(too_long.values())
+            one.dropped.update(too_long)
         write_json(build.path / SCORES, [one.to_json() for one in scored])
         write_json(build.path / UNITS, units)
-        build.count(len(found), len(found))
+        build.count(len(every), len(found), too_long)
         build.stats = {
             "suite": name,
             "kind": suite.kind,
@@ -254,7 +260,7 @@ def _rows(
     answered: Artefact | None,
     against: Artefact | None,
     build: Build,
-) -> Iterator[Row]:
+) -> Iterator[Row | None]:
     model = policy.name
     if isinstance(suite, LmEvalSuite):
         from prefloop.modeling import settle
@@ -275,6 +281,11 @@ def _rows(
         asked = truthful_qa.questions(suite)
         yield from truthful_qa.rows(asked, model_folder(policy), model, x.runtime, build.progress)
         return
+    if isinstance(suite, RewardBenchSuite):
+        candidates = reward_bench.questions(suite)
+        judged = _judged_answers(x, suite, candidates, policy, against)
+        yield from _told(judged, len(candidates.questions), build)
+        return
     assert answered is not None, "every other benchmark is answered"
     asked, said = questions(suite), _read(answered)
     match suite:
@@ -293,6 +304,37 @@ def _rows(
         case MtBenchSuite():
             found = mt_bench.rows(asked, said, model, suite, _referee(suite.judge, build))
     yield from _told(found, len(said), build)
+
+
+def _judged_answers(
+    x: Experiment,
+    suite: RewardBenchSuite,
+    asked: reward_bench.AskedCandidates,
+    subject: Artefact,
+    against: Artefact | None,
+) -> Iterator[Row | None]:
+    """RewardBench's answers with the scores of a reward model, or of the reward that a policy implies."""
+    from prefloop.annotate.implicit import ImplicitScorer
+    from prefloop.annotate.reward_model import Texts, load_scorer
+    from prefloop.modeling import context_of, settle
+
+    settle(x.runtime)
+    if suite.of == "reward":
+        scorer = load_scorer(model_folder(subject), x.runtime, name=subject.name, same_tokens=False, labels=0)
+    else:
+        assert against is not None, "the caller has the policy that the loop started with"
+        folders = model_folder(subject), model_folder(against)
+        scorer = ImplicitScorer(*folders, name=subject.name, runtime=x.runtime)
+    texts, context = (
+        Texts(scorer.codec, same_tokens=False),
+        min(context_of(one.config) for one in scorer.models),
+    )
+
+    def fits(group: Group) -> bool:
+        tokens = texts.group(group)
+        return len(tokens.prompt_ids) + max(map(len, tokens.completions)) <= context
+
+    return reward_bench.rows(asked, scorer, subject.name, fits)
 
 
 def _continued(x: Experiment, policy: Artefact, texts: Sequence[str], ending: "Ending") -> list[str]:
@@ -323,7 +365,7 @@ def _continued(x: Experiment, policy: Artefact, texts: Sequence[str], ending: "E
         ]
 
 
-def _told(rows: Iterable[Row], total: int, build: Build) -> Iterator[Row]:
+def _told(rows: Iterable[Row | None], total: int, build: Build) -> Iterator[Row | None]:
     for number, row in enumerate(rows):
         build.progress(min(number, total), total, "verdicts")
         yield row
@@ -360,6 +402,9 @@ def _scored(
             return arena_hard.score(path, suite, questions(suite)), arena_hard.units(rows)
         case MtBenchSuite():
             return mt_bench.score(path, suite, questions(suite)), mt_bench.units(rows)
+        case RewardBenchSuite():
+            asked = reward_bench.questions(suite)
+            return reward_bench.score(path, suite, asked), reward_bench.units(rows)
         case LmEvalSuite():
             return harness.score(path, draws=suite.confidence_draws), dict(harness.units(rows))
         case TruthfulQaSuite():
