@@ -90,6 +90,8 @@ def test_a_documented_command_can_be_parsed(page, line):
     assert name in group.commands, f"{page}: no command {name}"
     while hasattr(group.commands[name], "commands"):
         group = group.commands[name]
+        if rest[0] not in group.commands and hasattr(group, "default"):
+            rest = [group.default, *rest]
         name, *rest = rest
         assert name in group.commands, f"{page}: {line}: no command {name}"
     try:

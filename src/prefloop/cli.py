@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -109,6 +109,28 @@ label = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(label, name="label")
+
+
+class EvalCommands(TyperGroup):
+    """`prefloop eval FILE MODEL…` is `prefloop eval run FILE MODEL…`."""
+
+    default = "run"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Names the default where no command is named."""
+        if args and args[0] not in (*self.commands, "--help"):
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+
+evaluation = typer.Typer(
+    cls=EvalCommands,
+    help="Measure policies and reward models on benchmarks: answers, verdicts, scores.",
+    epilog="Example: `prefloop eval suites.yaml policy-3f2a sft-91bc --suite maths`; `run` need not be said. "
+    "`prefloop eval run --help` has all options.",
+    no_args_is_help=True,
+)
+app.add_typer(evaluation, name="eval")
 app.add_typer(scores.app, name="score")
 app.command("compare", epilog=scores.COMPARE_EPILOG)(scores.compare)
 app.command("tournament", epilog=leaderboard.EPILOG)(leaderboard.tournament)
@@ -542,7 +564,7 @@ def reward_card(
     console.print(f"[link=file://{page.resolve()}]{page}[/link]", highlight=False, soft_wrap=True)
 
 
-@app.command("eval", epilog="Example: `prefloop eval suites.yaml policy-3f2a sft-91bc --suite maths`")
+@evaluation.command("run", epilog="Example: `prefloop eval suites.yaml policy-3f2a sft-91bc --suite maths`")
 def evaluate(
     experiment: Annotated[
         Path, typer.Argument(help="Experiment file, or any YAML file with `evaluate.suites`.")
@@ -611,6 +633,33 @@ def evaluate(
     if not as_json:
         for artefact in done:
             console.print(f"{artefact.path / 'verdicts.jsonl'}", highlight=False, soft_wrap=True)
+
+
+@evaluation.command(
+    epilog="Example: `prefloop eval prepare alpaca-eval my-alpaca-eval`, then `inputs: my-alpaca-eval` in the file"
+)
+def prepare(
+    benchmark: Annotated[Literal["alpaca-eval"], typer.Argument(help="Which benchmark's.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write.")],
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Folder with the published files; left out, the model hub.", show_default=False
+        ),
+    ] = None,
+    revision: Annotated[
+        str, typer.Option(help="Version on the model hub: a branch, tag or commit.")
+    ] = "main",
+) -> None:
+    """Fetch what a benchmark publishes and this package may not contain: prompts, the baseline's answers, and what the
+    length-controlled win rate is fitted with. Mind its licence, which SOURCE.md in the folder names."""
+    from prefloop.scoring.preparing import LICENCE, prepare_alpaca_eval
+
+    assert benchmark == "alpaca-eval", "the only one"
+    done = prepare_alpaca_eval(folder, source=source, revision=revision)
+    counts = f"{done.instructions} instructions, {done.gamed_rows} judgements to fit lengths with"
+    console.print(f"{done.folder}: {counts}", highlight=False, soft_wrap=True)
+    console.print(f"Licence of the data: {LICENCE}", highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: `prefloop chat policy-3f2a sft-91bc` puts the same message to both")
