@@ -59,8 +59,8 @@ class JudgeComparer:
         self.name = f"judge/{options.model}"
         self.options = options
         self.seed = seed
-        self._template = AUTO_TEMPLATE if options.template == "auto" else options.template
-        missing = [place for place in PLACES if f"{{{place}}}" not in self._template]
+        self._words = words_of(options)
+        missing = [place for place in PLACES if f"{{{place}}}" not in self._words]
         if missing:
             raise InputError(f"judge template: lacks {', '.join(f'{{{place}}}' for place in missing)}")
         self._endpoint = Endpoint(options, cache)
@@ -85,10 +85,9 @@ class JudgeComparer:
     @property
     def provenance(self) -> Mapping[str, object]:
         """What a judgement keeps about its judge: the model, the question it was asked, its temperature."""
-        words = "\n".join((FENCE_RULES, self._template, self._rules))
         return {
             "model": self.options.model,
-            "prompt_sha": hashlib.sha256(words.encode()).hexdigest(),
+            "prompt_sha": words_digest(self.options),
             "temperature": self.options.temperature,
         }
 
@@ -172,14 +171,21 @@ class JudgeComparer:
         )
         texts = {"prompt": request, "a": first.text, "b": second.text}
         about = (self.seed, task.a.id, task.b.id)
-        return fenced("\n\n".join((FENCE_RULES, self._template, self._rules)), texts, about)
-
-    @property
-    def _rules(self) -> str:
-        return VERDICT_RULES if self._writes else ONE_LETTER
+        return fenced(self._words, texts, about)
 
     def _number(self, purpose: str, task: PairTask) -> int:
         return int(content_id(purpose, self.seed, task.a.id, task.b.id), 16)
+
+
+def words_of(options: JudgeAnnotator) -> str:
+    """What a judge is told, with places for the texts."""
+    template = AUTO_TEMPLATE if options.template == "auto" else options.template
+    return "\n\n".join((FENCE_RULES, template, VERDICT_RULES if options.verdict == "text" else ONE_LETTER))
+
+
+def words_digest(options: JudgeAnnotator) -> str:
+    """By which judges that are asked otherwise are told apart."""
+    return hashlib.sha256(words_of(options).encode()).hexdigest()
 
 
 def read_verdict(reply: str) -> float | None:

@@ -17,16 +17,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import prefloop
 from prefloop.browse import named_model
-from prefloop.card.asking import Asked, ask, is_judge
+from prefloop.card.asking import Asked, ask, is_judge, read_judge
 from prefloop.card.figures import figures
 from prefloop.card.pairs import read_card_pairs, trained_prompts
 from prefloop.card.probing import TEXTS, probes_of, probing_pairs
 from prefloop.card.words import FILTERS, Finding, counts_text, findings_of, previous_verdict, verdict_of
-from prefloop.config import SourceSection
+from prefloop.config import JudgeAnnotator, RewardModelAnnotator, SourceSection
 from prefloop.evaluate.card_types import RewardCard
 from prefloop.evaluate.reward_card import reward_card
 from prefloop.interfaces import InputError, Progress
 from prefloop.records import PreferencePair
+from prefloop.stages.shared import model_identity
 from prefloop.store import Workspace, disk_errors, tally, write_json, write_text
 
 CONFIDENCE, RESAMPLES = 0.95, 10_000
@@ -48,6 +49,8 @@ class Card:
     """A reward card with where its pairs come from and what it means in words."""
 
     version: str
+    identity: dict[str, str]
+    """What the model is told from others by, where it is asked to label."""
     data: str
     rows_in: int
     rows_out: int
@@ -105,6 +108,7 @@ def make_card(
     unjudged = tally([why_not(model)] * (len(source.pairs) - len(pairs)))
     return Card(
         version=prefloop.__version__,
+        identity=model_identity(_annotator(model, named_model(workspace, model))),
         data=source.name,
         rows_in=source.rows_in,
         rows_out=source.rows_out,
@@ -114,6 +118,13 @@ def make_card(
         previous_verdict=previous_verdict(measured),
         findings=tuple(findings_of(measured, source, trained_prompts(workspace, model))),
         measured=measured,
+    )
+
+
+def _annotator(name: str, folder: str) -> JudgeAnnotator | RewardModelAnnotator:
+    """The model as an experiment would name it."""
+    return (
+        read_judge(Path(name)) if is_judge(name) else RewardModelAnnotator(kind="reward_model", model=folder)
     )
 
 

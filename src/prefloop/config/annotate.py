@@ -1,7 +1,7 @@
 """Judging the samples, and choosing pairs."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,6 +13,14 @@ ScoreRule = Literal["max_min", "max_random", "max_max", "max_min_penalised", "ra
 SelectionRule = ScoreRule | Literal["siblings"]
 
 
+def _carded(section: Any) -> Any:
+    if section.card is not None and section.model is None:
+        raise ValueError(
+            "card: the loop's own model has none before it is trained; name a model, or leave card out"
+        )
+    return section
+
+
 class RewardModelAnnotator(Section):
     """Scores with a reward model: the loop's own, or the one in `model`."""
 
@@ -20,6 +28,12 @@ class RewardModelAnnotator(Section):
     """Name of the annotator."""
     model: str | None = None
     """Folder or hub name; left out, it is the loop's current reward model."""
+    card: str | None = Field(default=None, json_schema_extra=NOT_HASHED)
+    """card.json of this model, from `prefloop reward-card`: refused is one that is no better than length or chance on it."""
+
+    @model_validator(mode="after")
+    def _card_has_a_model(self) -> "RewardModelAnnotator":
+        return _carded(self)
 
 
 class PairwiseAnnotator(Section):
@@ -31,6 +45,12 @@ class PairwiseAnnotator(Section):
     """Folder or hub name of the causal language model; left out, it is the loop's own, of `reward.objective: pairwise`."""
     template: str = "auto"
     """Text of the user turn with {context}, {a} and {b}; `auto` is what the model was trained on, or RLHFlow's."""
+    card: str | None = Field(default=None, json_schema_extra=NOT_HASHED)
+    """card.json of this model, from `prefloop reward-card`: refused is one that is no better than length or chance on it."""
+
+    @model_validator(mode="after")
+    def _card_has_a_model(self) -> "PairwiseAnnotator":
+        return _carded(self)
 
 
 class RuleAnnotator(Section):
@@ -87,6 +107,8 @@ class JudgeAnnotator(Section):
     """For the cost that `prefloop show` prints; prompt and completion tokens count alike."""
     max_cost: float | None = Field(default=None, gt=0, json_schema_extra=NOT_HASHED)
     """Nothing more is asked in a run that has cost this; needs `price_per_million_tokens`."""
+    card: str | None = Field(default=None, json_schema_extra=NOT_HASHED)
+    """card.json of this judge, from `prefloop reward-card`: refused is one that is no better than length or chance on it."""
 
     @model_validator(mode="after")
     def _cost_is_known(self) -> "JudgeAnnotator":

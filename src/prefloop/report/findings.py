@@ -2,9 +2,12 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from prefloop.config import MAIN_ARM
+from prefloop.evaluate.judge_card import read_card
+from prefloop.interfaces import InputError
 from prefloop.report.plots import fixed, number, percent
 from prefloop.report.types import Estimate, Finding, Policy, Report, last_policy
 from prefloop.report.values import dig, each_once
@@ -13,6 +16,8 @@ from prefloop.report.words import decimals, describe, range_text
 TRUNCATED_WARNING = 0.2
 REPEATED_WARNING = 0.1
 """Share of evaluation answers that are one and the same text."""
+JUDGES = ("judge", "pairwise", "reward_model")
+"""Annotators that a card can be made of."""
 REFUSAL_WARNING = 0.05
 LENGTH_WARNING = 1.5
 """Answers this many times as long as the start's deserve a look."""
@@ -118,7 +123,14 @@ def remarks_of(report: Report) -> Iterator[str]:
 
 def findings_of(report: Report) -> list[Finding]:
     """What a careful reader would ask about before believing the numbers; warnings first."""
-    groups = (_evaluator_findings, _optimisation_findings, _outcome_findings, _text_findings, _label_findings)
+    groups = (
+        _evaluator_findings,
+        _judge_findings,
+        _optimisation_findings,
+        _outcome_findings,
+        _text_findings,
+        _label_findings,
+    )
     found = [finding for group in groups for finding in group(report)]
     return sorted(found, key=lambda one: one.level != "warning")
 
@@ -145,6 +157,32 @@ def _evaluator_findings(report: Report) -> Iterator[Finding]:
             f"The evaluator ({report.evaluator}) is the truth that the simulated annotators see through "
             "noise; training saw only their labels.",
         )
+
+
+def _judge_findings(report: Report) -> Iterator[Finding]:
+    """What is known of the models that label or rank here, apart from the loop's own reward model."""
+    suites = dig(report.experiment, "evaluate.suites") or {}
+    places = {"annotate.annotator": dig(report.experiment, "annotate.annotator")}
+    places |= {f"evaluate.suites.{name}.judge": one.get("judge") for name, one in suites.items()}
+    for place, judge in places.items():
+        if not judge or judge["kind"] not in JUDGES or not judge.get("model"):
+            continue
+        name = f"{judge['model']} ({place})"
+        if not judge.get("card"):
+            yield Finding(
+                "note",
+                "A judge without a card",
+                f"How often {name} is right, and what length and place do to it, is not known here: measure it with "
+                f"`prefloop reward-card`, and name the card in {place}.card.",
+            )
+            continue
+        try:
+            card = read_card(Path(judge["card"]))
+        except InputError as error:
+            yield Finding("note", "A card that cannot be read", f"{name}: {error}.")
+        else:
+            rule = f"always preferring the {card.length_rule} answer does worse"
+            yield Finding("note", "The judge's card", f"{name} {card.text}; {rule}.")
 
 
 def _optimisation_findings(report: Report) -> Iterator[Finding]:

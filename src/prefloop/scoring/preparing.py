@@ -31,7 +31,7 @@ class Prepared(NamedTuple):
 class Gamed(NamedTuple):
     """A judgement of an answer that plays with its length."""
 
-    index: int
+    instruction: int
     model: str
     preference: float
     std_delta_len: float
@@ -46,7 +46,7 @@ def prepare_alpaca_eval(folder: Path, *, source: Path | None, revision: str = "m
     """
     gamed_file, baseline_file = (_file(name, source, revision) for name in (GAMED, BASELINE))
     gamed, prompts = _gamed(gamed_file), _prompts(baseline_file)
-    difficulty = {one.index: one.difficulty for one in gamed}
+    difficulty = {one.instruction: one.difficulty for one in gamed}
     if lacking := [place for place in range(len(prompts)) if place not in difficulty]:
         raise InputError(
             f"{gamed_file}: no difficulty of instruction {lacking[0]}, nor of {len(lacking) - 1} others that "
@@ -99,9 +99,9 @@ def _gamed(path: Path) -> list[Gamed]:
         found.append(
             Gamed(round(number(row, "index", place)), str(need(row, "model", place)), preference, *numbers)
         )
-    first = {one.index: one.difficulty for one in found[::-1]}
-    if differing := next((one for one in found if one.difficulty != first[one.index]), None):
-        raise InputError(f"{path}: two difficulties of instruction {differing.index}; each has one")
+    first = {one.instruction: one.difficulty for one in found[::-1]}
+    if differing := next((one for one in found if one.difficulty != first[one.instruction]), None):
+        raise InputError(f"{path}: two difficulties of instruction {differing.instruction}; each has one")
     return found
 
 

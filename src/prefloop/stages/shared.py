@@ -289,6 +289,41 @@ def loop_reward_scorer(x: Experiment, reward: Artefact, *, labels: int) -> Score
     )
 
 
+def check_card(annotator: Any, *, same_words: bool = True) -> None:
+    """Refuses a judge whose card is of another one, or says that it is no better than length or chance. Without a card
+    nothing is known. A judge that is asked in other words than the card's (`same_words`) is known by its model."""
+    if getattr(annotator, "card", None) is None:
+        return
+    from prefloop.evaluate.judge_card import read_card
+
+    card, own = read_card(Path(annotator.card)), model_identity(annotator)
+    given = {name: card.identity.get(name) for name in own}
+    if not same_words:
+        own, given = ({name: one[name] for name in one if name != "words"} for one in (own, given))
+    if given != own:
+        differing = ", ".join(
+            f"{name} {given[name]} instead of {own[name]}" for name in own if given[name] != own[name]
+        )
+        raise InputError(
+            f"card: {annotator.card} is of another model or question ({differing}); make one of this one with "
+            "`prefloop reward-card`"
+        )
+    if card.objection is not None:
+        raise InputError(
+            f"{annotator.kind} {annotator.model}: its card {annotator.card} says that it {card.objection}. Take another, or "
+            "leave `card` out to use it all the same"
+        )
+
+
+def model_identity(annotator: Any) -> dict[str, str]:
+    """What a card tells a judge or reward model by: its content; of one behind an endpoint its name and what it is asked."""
+    if annotator.kind != "judge":
+        return {"model": model_digest(annotator.model, None)}
+    from prefloop.annotate.judge import words_digest
+
+    return {"model": annotator.model, "words": words_digest(annotator)}
+
+
 def annotator_digests(annotator: Annotator | SearchValue) -> dict[str, str]:
     match annotator.kind:
         case "recorded":

@@ -34,6 +34,7 @@ from prefloop.scoring import harness, outputs
 from prefloop.scoring.figures import Scored
 from prefloop.stages.shared import (
     annotator_digests,
+    check_card,
     engine_config,
     gold_scorer,
     model_folder,
@@ -242,6 +243,7 @@ def suite(
     judge = getattr(suite, "judge", None)
     if judge is not None:
         external |= annotator_digests(judge)
+        check_card(judge, same_words=isinstance(suite, AlpacaEvalSuite | WinRateSuite))
     inputs = {"policy": policy, "answers": answered, "against": against}
     return Stage("suite", 1, config, inputs, body, external=external, work=suite.kind)
 
