@@ -447,6 +447,38 @@ def test_the_report_shows_scores_gains_and_what_the_judge_said_with_hostile_text
     assert "mt_bench[judge=m" in page
 
 
+def test_categories_are_drawn_beside_each_other_with_their_numbers(tmp_path, server):
+    server.answer = lambda body: said("[[9]]" if "Sum" in body["messages"][-1]["content"] else "[[4]]")
+    hostile = "<b>odd</b>"
+    rows = [
+        {"question_id": number, "category": category, "turns": [text]}
+        for number, (category, text) in enumerate(
+            [
+                ("maths", "Sum?"),
+                ("maths", "Sum it?"),
+                (hostile, "Why?"),
+                ("tales", "Tell."),
+                ("maths", "Why?"),
+            ]
+        )
+    ]
+    suite = suites(tmp_path, server)["talk"] | {"path": written(tmp_path / "turns.jsonl", *rows)}
+    x = small(f"evaluate.suites={json.dumps({'talk': suite})}", "loop.gate.metric=none", "loop.batches=1")
+    workspace = Workspace(tmp_path / "w")
+    pipeline.run(x, workspace, Watcher())
+    collected = report.collect(workspace, "small")
+    (talk,) = collected.benchmarks
+    assert talk.categories == {hostile: 1, "maths": 3, "tales": 1}
+    assert talk.scores[0].categories == {hostile: 4, "maths": pytest.approx((9 + 9 + 4) / 3), "tales": 4}
+    page = report.render(collected)
+    assert (
+        "talk by category" in page
+        and "maths (3)" in page
+        and "&lt;b&gt;odd&lt;/b&gt; (1)" in page
+        and hostile not in page
+    )
+
+
 # --- judges that may not judge ----------------------------------------------------------------------------------------
 
 

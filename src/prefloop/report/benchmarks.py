@@ -1,7 +1,9 @@
 """Benchmarks of a run's policies: each one's figure, and its paired difference from the start on the same questions."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from prefloop.report.types import Estimate, StageRow
@@ -12,6 +14,8 @@ from prefloop.store import Workspace, read_json, read_rows
 RESAMPLES = 2000
 PERCENT = frozenset({"accuracy", "win_rate", "question_mean", "mc2", "pass_at_1"})
 """Figures whose units are shares of one."""
+MOST_CATEGORIES = 16
+"""More of them make no picture."""
 SHOWN = 6
 """Verdicts of each benchmark."""
 
@@ -30,6 +34,8 @@ class BenchmarkScore:
     panel: Mapping[str, float | None] | None
     """What the answers look like; None where there are none."""
     notes: tuple[str, ...]
+    categories: Mapping[str, float]
+    """Mean of each category's questions."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,15 @@ class Benchmark:
     """With judge, baseline, template and prompts."""
     figure: str
     scores: tuple[BenchmarkScore, ...]
+    categories: Mapping[str, int]
+    """With the number of their questions; empty where there are not several."""
     verdicts: tuple[Verdict, ...] = ()
     """On the last policy: where it did best and worst, in turn."""
+
+    @property
+    def is_percentage(self) -> bool:
+        """Whether its figure lies between 0 and 100."""
+        return self.figure in PERCENT
 
 
 def benchmarks_of(
@@ -75,13 +88,23 @@ def _benchmark(workspace: Workspace, suite: str, rows: Sequence[StageRow], confi
     figure = rows[0].stats["figure"]
     times = 100 if figure in PERCENT else 1
     start = next((units[one.key] for one in rows if one.iteration is None), None)
+    category_of = _categories(workspace, rows[-1])
+    counts = Counter(category_of[key] for key in units[rows[-1].key] if key in category_of)
+    if not 1 < len(counts) <= MOST_CATEGORIES:
+        category_of, counts = {}, Counter[str]()
     return Benchmark(
         suite,
         rows[0].stats["scores"][0]["benchmark"],
         figure,
-        tuple(_score(one, units[one.key], start, times, confidence) for one in rows),
+        tuple(_score(one, units[one.key], start, times, confidence, category_of) for one in rows),
+        dict(sorted(counts.items())),
         tuple(_verdicts(workspace, rows[-1], units[rows[-1].key])),
     )
+
+
+def _categories(workspace: Workspace, row: StageRow) -> Mapping[str, str]:
+    path = workspace.artefacts / f"suite-{row.key}" / "categories.json"
+    return read_json(path) if path.is_file() else {}
 
 
 def _verdicts(workspace: Workspace, row: StageRow, units: Mapping[str, float]) -> Iterator[Verdict]:
@@ -139,6 +162,7 @@ def _score(
     start: Mapping[str, float] | None,
     times: int,
     confidence: float,
+    category_of: Mapping[str, str],
 ) -> BenchmarkScore:
     scored = row.stats["scores"][0]
     told = scored["figures"][row.stats["figure"]]
@@ -159,4 +183,13 @@ def _score(
         gain,
         row.stats["panel"],
         tuple(scored["notes"]),
+        {name: times * fmean(values) for name, values in _grouped(units, category_of).items()},
     )
+
+
+def _grouped(units: Mapping[str, float], category_of: Mapping[str, str]) -> Mapping[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for key, value in units.items():
+        if key in category_of:
+            found.setdefault(category_of[key], []).append(value)
+    return found

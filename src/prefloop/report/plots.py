@@ -7,13 +7,14 @@ everywhere). All text is escaped. Knows nothing about files or statistics.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from markupsafe import Markup, escape
 
 if TYPE_CHECKING:  # the report draws itself with this module
+    from prefloop.report.benchmarks import Benchmark
     from prefloop.report.types import Distribution, Policy, Report, StageRow, Training
 
 LARGE, SMALL = (460, 264), (330, 206)
@@ -22,6 +23,7 @@ LEFT, RIGHT, TOP, BOTTOM = 60, 14, 16, 42
 COLOURS = 6
 """Arms beyond this many share colours."""
 RIDGE_LABEL, RIDGE_HEIGHT = 104, 34
+DOT_LABEL, DOT_HEIGHT = 150, 22
 NODE_WIDTH, NODE_HEIGHT, NODE_GAP_X, NODE_GAP_Y = 78, 24, 24, 20
 LINEAGE_LABEL = 132
 
@@ -104,6 +106,8 @@ class Figures:
     optimisation: Figure | None
     distributions: tuple[Figure, ...]
     training: tuple[Figure, ...]
+    benchmarks: Mapping[str, Figure]
+    """Of those with categories, by name."""
     lineage: Markup | None
 
 
@@ -114,6 +118,7 @@ def figures(report: "Report") -> Figures:
         optimisation=_optimisation_figure(report),
         distributions=tuple(_ridge_figure(report, one) for one in report.distributions),
         training=tuple(figure for spec in TRAINING_FIGURES if (figure := _training_figure(report, *spec))),
+        benchmarks={one.suite: _category_figure(report, one) for one in report.benchmarks if one.categories},
         lineage=lineage(report.stages, report.arms) if report.stages else None,
     )
 
@@ -248,6 +253,34 @@ TRAINING_FIGURES: tuple[tuple[str, str, tuple[str, ...], tuple[Field, ...], floa
     ("Chosen and rejected", "log-probability, nats", ("policy",), ("chosen_logps", "rejected_logps"), None),
 )
 """Title, y axis, stages, metrics, and the value that means nothing was learned."""
+
+
+def _category_figure(report: "Report", benchmark: "Benchmark") -> Figure:
+    """The start and the last policy of every arm, category by category."""
+    last = {one.arm: one for one in benchmark.scores if one.iteration is not None}
+    start = next((one for one in benchmark.scores if one.iteration is None), None)
+    shown = ([("start", "start", start)] if start else []) + [
+        (f"{arm}, iteration {(one.iteration or 0) + 1}", colour(report.arms, arm), one)
+        for arm, one in last.items()
+    ]
+    rows = [
+        DotRow(
+            f"{name} ({count})",
+            tuple(
+                (tint, one.categories[name], f"{who}, {name}: {number(one.categories[name])}")
+                for who, tint, one in shown
+                if name in one.categories
+            ),
+        )
+        for name, count in benchmark.categories.items()
+    ]
+    figure = "MC2" if benchmark.figure == "mc2" else benchmark.figure.replace("_", " ")
+    return Figure(
+        f"{benchmark.suite} by category",
+        "Means over the questions of a category, whose number is in brackets; of few questions they say little.",
+        tuple(Key(who, tint) for who, tint, _ in shown),
+        dots(rows, x_label=figure, ends=(0.0, 100.0) if benchmark.is_percentage else ()),
+    )
 
 
 def _training_figure(
@@ -486,6 +519,39 @@ def ridges(rows: Sequence[Ridge], edges: Sequence[float], *, x_label: str) -> Ma
     parts.append(_text((RIDGE_LABEL + right) / 2, height - 6, x_label, anchor="middle", kind="label"))
     parts.append(_text(LARGE[0] - 4, bottom + 17, "mean", anchor="end"))
     return _svg(LARGE[0], height, f"histograms of {x_label}", parts)
+
+
+# --- dots -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DotRow:
+    """A name, and values with the class of their colour and what they say when pointed at."""
+
+    name: str
+    dots: tuple[tuple[str, float, str], ...]
+
+
+def dots(rows: Sequence[DotRow], *, x_label: str, ends: Sequence[float] = ()) -> Markup:
+    """A line a name with its values as dots, on one axis that holds the ends."""
+    height, right = TOP + DOT_HEIGHT * len(rows) + BOTTOM, LARGE[0] - 20
+    bottom = height - BOTTOM
+    x_ticks = ticks([*ends, *(value for row in rows for _, value, _ in row.dots)])
+    x = _scale(x_ticks[0], x_ticks[-1], DOT_LABEL, right)
+    parts = []
+    for value, text in zip(x_ticks, _tick_texts(x_ticks), strict=True):
+        parts.append(_segment("grid", x(value), TOP, x(value), bottom + 4))
+        parts.append(_text(x(value), bottom + 17, text, anchor="middle"))
+    for index, row in enumerate(rows):
+        y = TOP + DOT_HEIGHT * (index + 0.5)
+        parts.append(_text(DOT_LABEL - 10, y + 4, _short(row.name, 26), anchor="end", kind="name"))
+        parts.append(_segment("axis", DOT_LABEL, y, right, y))
+        parts += [
+            f'<g><title>{escape(note)}</title><circle class="marker {tint}" cx="{x(value):.1f}" cy="{y:.1f}" r="4.5"/></g>'
+            for tint, value, note in row.dots
+        ]
+    parts.append(_text((DOT_LABEL + right) / 2, height - 6, x_label, anchor="middle", kind="label"))
+    return _svg(LARGE[0], height, f"{x_label} by category", parts)
 
 
 # --- lineage ----------------------------------------------------------------------------------------------

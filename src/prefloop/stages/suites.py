@@ -62,8 +62,12 @@ if TYPE_CHECKING:
     from prefloop.annotate.referee import Referee
     from prefloop.suites.harness import Ending
 
-ANSWERS, VERDICTS, SCORES, UNITS = "answers.jsonl", "verdicts.jsonl", "scores.json", "units.json"
-"""The last has one value a question: what the figure that is told is the mean of."""
+ANSWERS, VERDICTS, SCORES = "answers.jsonl", "verdicts.jsonl", "scores.json"
+UNITS = "units.json"
+"""One value a question: what the figure that is told is the mean of."""
+CATEGORIES = "categories.json"
+"""Of each question, where the benchmark's file has some."""
+CATEGORY_COLUMNS = ("category", "dataset", "cluster")
 FIGURES = {
     "gsm8k": "accuracy",
     "alpaca_eval": "win_rate",
@@ -223,6 +227,7 @@ def suite(
             one.dropped.update(too_long)
         write_json(build.path / SCORES, [one.to_json() for one in scored])
         write_json(build.path / UNITS, units)
+        write_json(build.path / CATEGORIES, _categories(suite))
         build.count(len(every), len(found), too_long)
         build.stats = {
             "suite": name,
@@ -245,7 +250,21 @@ def suite(
         external |= annotator_digests(judge)
         check_card(judge, same_words=isinstance(suite, AlpacaEvalSuite | WinRateSuite))
     inputs = {"policy": policy, "answers": answered, "against": against}
-    return Stage("suite", 1, config, inputs, body, external=external, work=suite.kind)
+    return Stage("suite", 2, config, inputs, body, external=external, work=suite.kind)
+
+
+def _categories(suite: Suite) -> dict[str, str]:
+    """The category of each question."""
+    if isinstance(suite, RewardBenchSuite):
+        return reward_bench.categories(reward_bench.questions(suite))
+    if isinstance(suite, TruthfulQaSuite | LmEvalSuite):
+        return {}
+    found = {}
+    for one in questions(suite).questions:
+        column = next((name for name in CATEGORY_COLUMNS if one.row.get(name)), None)
+        if column is not None:
+            found[one.key] = str(one.row[column])
+    return found
 
 
 def _version(package: str) -> str:

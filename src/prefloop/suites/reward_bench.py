@@ -140,6 +140,11 @@ def key_of(row: Row) -> str:
     return f"{row['subset']}/{row['id']}"
 
 
+def categories(asked: AskedCandidates) -> dict[str, str]:
+    """The section of each prompt, where the benchmark has one for its subset."""
+    return {one.key: reward_bench.section_of(one.subset) or one.subset for one in asked.questions}
+
+
 def units(rows: Iterable[Row]) -> dict[str, float]:
     """How far the best answer of each prompt is a right one; in Ties, whether all right ones beat all wrong ones."""
     found = {}
