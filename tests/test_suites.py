@@ -301,6 +301,18 @@ def test_likelihoods_are_those_of_the_answer_s_tokens_after_the_question(tmp_pat
     (scored,) = truthful_qa.score(scored_rows(tmp_path, [row]), suite, asked)
     assert scored.benchmark == f"truthful_qa[prompts={asked.prompts}]"
 
+    binary = {"Question": "Who?", "Best Answer": "A fox.", "Best Incorrect Answer": "Two foxes and a hen."}
+    two = suite.model_copy(update={"path": written(tmp_path / "binary.jsonl", binary)})
+    asked = truthful_qa.questions(two)
+    (again,) = truthful_qa.rows(asked, tiny_model, "ours", runtime, lambda *_: None)
+    assert again["binary"] == row["mc1"] and "mc1" not in again
+    (scored,) = truthful_qa.score(scored_rows(tmp_path, [again]), two, asked)
+    best = float(again["binary"][0] > again["binary"][1])
+    assert scored.figures["binary"].value == 100 * best and truthful_qa.units([again], asked) == {
+        "Who?": best
+    }
+    assert scored.benchmark == f"truthful_qa_binary[prompts={asked.prompts}]"
+
 
 # --- stages -----------------------------------------------------------------------------------------------------------
 

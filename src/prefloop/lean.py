@@ -114,6 +114,10 @@ def _rms_offset(module: Any) -> float | None:
 # --- products --------------------------------------------------------------------------------------------------------
 
 
+FEW_ROWS = 128
+"""Up to so many rows MKL is the faster."""
+
+
 @functools.cache
 def _has_onednn() -> bool:
     """Whether oneDNN multiplies plain float32 matrices here; torch itself gives them to MKL, which is a tenth slower."""
@@ -155,6 +159,10 @@ class LeanLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         plain = input.device.type == "cpu" and input.dtype == self.weight.dtype == torch.float32
-        if plain and not torch.is_autocast_enabled("cpu"):
+        if not plain or torch.is_autocast_enabled("cpu"):
+            return super().forward(input)
+        if torch.is_grad_enabled():
             return _Product.apply(input, self.weight, self.bias)  # type: ignore[return-value]
-        return super().forward(input)
+        if input.numel() <= FEW_ROWS * self.in_features:  # a token of each sequence that is being sampled
+            return super().forward(input)
+        return _onednn(input, self.weight, self.bias)

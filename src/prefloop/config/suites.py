@@ -156,7 +156,8 @@ class MtBenchSuite(AnsweredSuite):
 
 
 class TruthfulQaSuite(SuiteSection):
-    """TruthfulQA (arXiv:2109.07958): probabilities of true and false answers. Nothing is generated."""
+    """TruthfulQA (arXiv:2109.07958): how probable true and false answers are, in lists (MC1, MC2) or of the best and best
+    wrong one (the binary setting), as the file has them. Nothing is generated."""
 
     kind: Literal["truthful_qa"]
     """Name of the benchmark."""

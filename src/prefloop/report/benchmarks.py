@@ -12,7 +12,7 @@ from prefloop.statistics import mean_interval
 from prefloop.store import Workspace, read_json, read_rows
 
 RESAMPLES = 2000
-PERCENT = frozenset({"accuracy", "win_rate", "question_mean", "mc2", "pass_at_1"})
+PERCENT = frozenset({"accuracy", "win_rate", "question_mean", "mc2", "binary", "pass_at_1"})
 """Figures whose units are shares of one."""
 MOST_CATEGORIES = 16
 """More of them make no picture."""

@@ -232,7 +232,7 @@ def suite(
         build.stats = {
             "suite": name,
             "kind": suite.kind,
-            "figure": FIGURES.get(suite.kind) or next(iter(scored[0].figures)),
+            "figure": _figure(suite, scored[0]),
             "panel": answered.stats["panel"] if answered is not None else None,
             "scores": [one.to_json() for one in scored],
         }
@@ -251,6 +251,12 @@ def suite(
         check_card(judge, same_words=isinstance(suite, AlpacaEvalSuite | WinRateSuite))
     inputs = {"policy": policy, "answers": answered, "against": against}
     return Stage("suite", 2, config, inputs, body, external=external, work=suite.kind)
+
+
+def _figure(suite: Suite, scored: Scored) -> str:
+    """The figure that stands for it; where a kind has several settings, the first that is there."""
+    named = FIGURES.get(suite.kind)
+    return named if named in scored.figures else next(iter(scored.figures))
 
 
 def _categories(suite: Suite) -> dict[str, str]:
