@@ -1,4 +1,4 @@
-"""`prefloop score` and its siblings, run in this process: what they print as JSON, and the files that they read."""
+"""`prefloop score` and its siblings, run in this process; the files that they read, and a scorer that needs no model."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -9,6 +9,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from prefloop.cli import app
+from prefloop.records import Score
 
 
 def command(*words: object) -> Any:
@@ -34,3 +35,16 @@ def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
     """A file of JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+class Longer:
+    """Scores the number of characters."""
+
+    name = "longer"
+
+    def score(self, groups):
+        for group in groups:
+            for one in group.completions:
+                yield Score(
+                    prompt_id=group.prompt.id, completion_id=one.id, value=len(one.text), annotator=self.name
+                )

@@ -1,7 +1,6 @@
 """RewardBench as a benchmark of reward models and of the rewards that policies imply."""
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,12 @@ from prefloop.annotate.implicit import ImplicitScorer
 from prefloop.cli import app
 from prefloop.config import RewardBenchSuite, RuntimeSection
 from prefloop.interfaces import InputError
-from prefloop.records import Group, Message, Prompt, Score, file_completion
+from prefloop.records import Group, Message, Prompt, file_completion
 from prefloop.stages.shared import model_folder
 from prefloop.store import Workspace, read_rows
 from prefloop.suites import reward_bench
 from prefloop.watching import Watcher
+from scored import Longer, write
 from small import small
 
 PAIRS = [
@@ -46,34 +46,16 @@ SEVERAL = [
 ]
 
 
-class Longer:
-    """Scores the number of characters."""
-
-    name = "longer"
-
-    def score(self, groups):
-        for group in groups:
-            for one in group.completions:
-                yield Score(
-                    prompt_id=group.prompt.id, completion_id=one.id, value=len(one.text), annotator=self.name
-                )
-
-
-def written(path: Path, rows: Sequence[Mapping]) -> str:
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
-    return str(path)
-
-
 def suite(path: str, **options) -> RewardBenchSuite:
     return RewardBenchSuite(kind="reward_bench", path=path, **options)
 
 
 def judged(tmp_path: Path, rows: list[dict], fits=lambda _: True):
     """Rows, figures and units of the longer answer."""
-    asked = reward_bench.questions(suite(written(tmp_path / "data.jsonl", rows)))
+    asked = reward_bench.questions(suite(write(tmp_path / "data.jsonl", rows)))
     found = list(reward_bench.rows(asked, Longer(), "longer", fits))
     kept = [one for one in found if one is not None]
-    (scored,) = reward_bench.score(written(tmp_path / "verdicts.jsonl", kept), suite("x"), asked)
+    (scored,) = reward_bench.score(write(tmp_path / "verdicts.jsonl", kept), suite("x"), asked)
     return kept, scored, reward_bench.units(kept)
 
 
@@ -117,7 +99,7 @@ def test_what_does_not_fit_the_model_is_left_out(tmp_path):
     ],
 )
 def test_what_is_wrong_with_a_row_is_told(tmp_path, change, told):
-    path = written(tmp_path / "data.jsonl", [*PAIRS[:2], PAIRS[2] | change])
+    path = write(tmp_path / "data.jsonl", [*PAIRS[:2], PAIRS[2] | change])
     with pytest.raises(InputError, match=told):
         reward_bench.questions(suite(path))
 
@@ -129,7 +111,7 @@ def test_what_is_wrong_with_a_row_is_told(tmp_path, change, told):
 def ran(tmp_path_factory):
     """A run whose reward models and policies are measured."""
     folder = tmp_path_factory.mktemp("rewards")
-    path = written(folder / "data.jsonl", [*PAIRS, PAIRS[0] | {"id": 9, "chosen": "word " * 4000}])
+    path = write(folder / "data.jsonl", [*PAIRS, PAIRS[0] | {"id": 9, "chosen": "word " * 4000}])
     suites = {
         "scores": {"kind": "reward_bench", "path": path},
         "implied": {"kind": "reward_bench", "path": path, "of": "policy"},
@@ -213,7 +195,7 @@ def test_eval_takes_reward_models_from_the_workspace_and_from_folders(ran):
 
 
 def test_an_experiment_without_a_reward_model_says_so(tmp_path):
-    suites = {"scores": {"kind": "reward_bench", "path": written(tmp_path / "d.jsonl", PAIRS)}}
+    suites = {"scores": {"kind": "reward_bench", "path": write(tmp_path / "d.jsonl", PAIRS)}}
     x = small(
         f"evaluate.suites={json.dumps(suites)}",
         "reward.seed_prompts=0",

@@ -20,11 +20,11 @@ from prefloop.config import (
     WinRateSuite,
 )
 from prefloop.interfaces import InputError
-from prefloop.records import Score
 from prefloop.store import Workspace, read_rows
 from prefloop.suites import arena_hard, gsm8k, human_eval, mt_bench, truthful_qa, versus
 from prefloop.suites.questions import Answered
 from prefloop.watching import Watcher
+from scored import Longer
 from small import small
 
 RULE = {"kind": "rule", "rule": "length"}
@@ -41,19 +41,6 @@ def answered(key: str, *turns: str) -> Answered:
 
 def scored_rows(tmp_path: Path, rows) -> str:
     return written(tmp_path / "verdicts.jsonl", *rows)
-
-
-class Longer:
-    """Scores the number of characters."""
-
-    name = "longer"
-
-    def score(self, groups):
-        for group in groups:
-            for one in group.completions:
-                yield Score(
-                    prompt_id=group.prompt.id, completion_id=one.id, value=len(one.text), annotator=self.name
-                )
 
 
 @pytest.fixture
