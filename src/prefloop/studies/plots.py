@@ -26,6 +26,8 @@ COLOURS = (
     "#2563a8", "#c2571a", "#2e8b57", "#8a4fa3", "#b3313b", "#7a6a2f", "#4d908e", "#6b7280", "#d18b9f", "#37474f",
 )  # fmt: skip
 AGAINST = {"labels": "labels", "root_kl": "√KL from the start (nats)"}
+MOST_ENDS = 5
+"""Intervals at the ends of curves that may lie at one place; the table has all."""
 MOST_CURVES = len(COLOURS)
 """Of a panel; more cannot be told apart."""
 
@@ -124,7 +126,7 @@ def _draw_curves(
 
 
 def _draw_courses(figure: Any, study: Study, arms: Sequence[str], found: Sequence[Found]) -> None:
-    """A row a setting, a panel a course: means over seeds point by point, with the interval of the last."""
+    """A row a setting, a panel a course: means over seeds point by point, with the interval of the last of few arms."""
     settings = list(study.settings) or [ONLY]
     figure.set_size_inches(WIDTH * 1.3 * len(study.courses), HEIGHT * 1.15 * len(settings))
     grid = figure.subplots(len(settings), len(study.courses), squeeze=False)
@@ -140,7 +142,7 @@ def _draw_courses(figure: Any, study: Study, arms: Sequence[str], found: Sequenc
             )
             axes.plot(xs, ys, "o-", color=colour, label=arm, markersize=3, linewidth=1.2)
             last = student_interval([point[1] for point in points[-1]], confidence=study.confidence)
-            if last is not None and not math.isinf(last.half):
+            if len(arms) <= MOST_ENDS and last is not None and not math.isinf(last.half):
                 axes.errorbar(xs[-1], last.mean, yerr=last.half, color=colour, capsize=2, linewidth=0.8)
         axes.set(xlabel=AGAINST[course.against], ylabel=course.figure)
         axes.set_title(setting, fontsize="medium")
