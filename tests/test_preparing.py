@@ -112,7 +112,11 @@ def hub(folder: Path):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             asked.append(self.path)
-            body = (folder / self.path.rpartition("/")[2]).read_bytes()
+            path = folder / self.path.rpartition("/")[2]
+            if not path.is_file():
+                self.send_error(404)
+                return
+            body = path.read_bytes()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("ETag", f'"{len(body)}"')
@@ -166,8 +170,10 @@ def test_files_are_fetched_from_the_model_hub_at_a_revision(tmp_path):
     assert "at v1, a dataset of the model hub" in (tmp_path / "in/SOURCE.md").read_text()
 
 
-def test_a_hub_that_does_not_answer_is_told_with_what_to_do(tmp_path):
-    ran = prepared_from("http://127.0.0.1:9", tmp_path)
+def test_a_file_that_the_hub_does_not_give_is_told_with_what_to_do(tmp_path):
+    (tmp_path / "files").mkdir()
+    with hub(tmp_path / "files") as (endpoint, _):
+        ran = prepared_from(endpoint, tmp_path)
     assert ran.returncode == 4
     assert f"tatsu-lab/alpaca_eval: {GAMED} cannot be fetched" in ran.stderr and "--from" in ran.stderr
     assert "Traceback" not in ran.stderr

@@ -14,7 +14,8 @@ from prefloop import tales
 from prefloop.attention import SHARED
 from prefloop.config import GenerateSection
 from prefloop.decoding import GroupCache
-from prefloop.generate.decoders import SharedDecoder, lay_out_weights
+from prefloop.forward import share_prompts
+from prefloop.generate.decoders import SharedDecoder, is_faster_alone, lay_out_weights
 from prefloop.generate.draw import draw, penalise, uniform_numbers
 from prefloop.generate.groups import Author, PolicyGenerator
 from prefloop.generate.hf import hf_generator
@@ -450,3 +451,24 @@ def test_weights_laid_out_anew_are_the_same_weights(tiny_model, runtime, tied):
     assert not model.model.layers[0].mlp.up_proj.weight.is_contiguous()
     assert model.get_input_embeddings().weight.is_contiguous()
     assert model.lm_head.weight.is_contiguous() == tied
+
+
+def test_steps_of_a_small_model_take_one_thread_where_threads_sleep(tiny_model, runtime, monkeypatch):
+    model = load_policy(tiny_model, runtime)
+    assert share_prompts(model, load_codec(tiny_model).pad_id, runtime)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    rows = torch.arange(2)
+    try:
+        for policy, expected in (("PASSIVE", 1), ("ACTIVE", 2)):
+            monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+            decoder = SharedDecoder(model, 1, 2)
+            decoder.enter([0], [[1, 2, 3]])
+            decoder.step(rows, torch.tensor([4, 5]))
+            assert seen[-2:] == [2, expected] and torch.get_num_threads() == 2
+        monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+        assert not is_faster_alone(model, rows=1_000_000)
+    finally:
+        torch.set_num_threads(before)

@@ -3,6 +3,7 @@
 Knows nothing about sampling: it reads tokens and gives logits.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +16,8 @@ from prefloop.decoding import GroupCache
 
 READ_ALL_BELOW = 0.75
 """A padded batch drops rows that have ended when less than this share of it still runs; until then it reads padding."""
+WHILE_WAKING = 6_000_000
+"""Multiplications that a core does while a sleeping thread wakes up, about 0.15 ms."""
 ALL = 0
 """Of a row's logits, as transformers says it."""
 
@@ -52,6 +55,7 @@ class SharedDecoder:
         self._cache = GroupCache(num_slots, num_copies, model.device)
         # a mask of four dimensions is passed on as it is, so that none is made; the cache knows what is seen
         self._no_mask = torch.empty(1, 1, 0, 0, dtype=torch.long, device=model.device)
+        self._alone = is_faster_alone(model, num_slots * num_copies)
 
     def enter(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> Tensor:
         layout = self._cache.enter(slots, prompts)
@@ -63,7 +67,14 @@ class SharedDecoder:
         return self._logits(padded.to(self._no_mask.device), layout.positions, keep=keep, layout=layout)
 
     def step(self, rows: Tensor, tokens: Tensor) -> Tensor:
-        return self._logits(tokens.unsqueeze(0), self._cache.advance(rows), keep=ALL)
+        if not self._alone:
+            return self._logits(tokens.unsqueeze(0), self._cache.advance(rows), keep=ALL)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self._logits(tokens.unsqueeze(0), self._cache.advance(rows), keep=ALL)
+        finally:
+            torch.set_num_threads(threads)
 
     def rearrange(self, rows: Tensor, sources: Tensor) -> None:
         self._cache.rearrange(rows, sources)
@@ -87,6 +98,18 @@ class SharedDecoder:
             .logits[0]
             .float()
         )
+
+
+def is_faster_alone(model: PreTrainedModel, rows: int) -> bool:
+    """Whether a step's products end on one thread before another has woken up, where threads sleep between them."""
+    config = model.config.get_text_config()
+    largest = config.hidden_size * getattr(config, "intermediate_size", 4 * config.hidden_size)
+    return (
+        os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
+        and model.device.type == "cpu"
+        and torch.get_num_threads() > 1
+        and rows * largest <= WHILE_WAKING
+    )
 
 
 def lay_out_weights(model: PreTrainedModel) -> None:
