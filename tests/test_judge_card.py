@@ -115,6 +115,8 @@ def test_a_reward_model_is_known_by_its_content(tmp_path, server, tiny_model):
     with pytest.raises(InputError, match="of another model or question"):
         own = {"kind": "reward_model", "model": str(tiny_model), "card": str(path)}
         planned(tmp_path, own, "reward.seed_prompts=0", "loop.gate.metric=none")
+    with pytest.raises(InputError, match="of another model or question"):  # wherever it stands
+        planned(tmp_path, {"kind": "simulated", "gold": own})
     with pytest.raises(InputError, match="card: the loop's own model has none before it is trained"):
         planned(tmp_path, {"kind": "reward_model", "card": str(path)})
 

@@ -191,7 +191,19 @@ def test_eval_takes_reward_models_from_the_workspace_and_from_folders(ran):
     assert again[0]["figures"]["mean"]["value"] == ours and len(list(read_rows(verdicts))) == 3
     start = next(one.artefact for one in entries if one.artefact.kind == "sft")
     code, message = told(start.name)
-    assert code == 1 and f"none of its benchmarks is about {start.name}" in message
+    assert code == 1 and f"{start.name}: none of the benchmarks is about it: scores" in message
+    code, message = told(reward.name, "--against", reward.name)
+    assert code == 1 and f"{reward.name}: no policy" in message
+    policy = next(one.artefact for one in entries if one.artefact.kind == "policy")
+    own = {"kind": "reward_bench", "path": f"{folder}/data.jsonl", "of": "policy"}
+    implied = f"evaluate.suites.implied={json.dumps(own)}"
+    code, message = told(policy.name, implied)
+    assert (
+        code == 1
+        and "evaluate.suites.implied: compares with another policy; name it with --against" in message
+    )
+    code, found = told(policy.name, implied, "--against", start.name)
+    assert code == 0 and "[reward=implicit" in json.loads(found)[0]["benchmark"]
 
 
 def test_an_experiment_without_a_reward_model_says_so(tmp_path):

@@ -608,7 +608,8 @@ def evaluate(
     def known(text: str) -> Artefact | None:
         return browse.model_artefact(space, text, kinds=kinds, what="policy and no reward model")
 
-    outside = [one for one in (*names, *([against] if against else [])) if not known(one)]
+    theirs = browse.model_artefact(space, against) if against else None
+    outside = [one for one in names if not known(one)] + ([against] if against and not theirs else [])
     if outside:
         changes.append(f"model.path={json.dumps(outside[0])}")
     x = browse.only_suites(config.load_suites(experiment, changes), suite or [])
@@ -624,10 +625,9 @@ def evaluate(
             reward = text if browse.is_reward_model(x, text) else None
             return pipeline.base(x.starting_from(text), space, screen, reward=reward)
 
-        theirs = found(against) if against is not None else None
+        if against and theirs is None:
+            theirs = pipeline.base(x.starting_from(against), space, screen)
         done = pipeline.evaluate(x, space, screen, [found(one) for one in names], theirs)
-    if not done:
-        raise InputError(f"{experiment}: none of its benchmarks is about {', '.join(names)}")
     scored = [Scored.from_json(one) for artefact in done for one in artefact.stats["scores"]]
     scores.show(scored, as_json)
     if not as_json:

@@ -367,6 +367,16 @@ def benchmarks(
     return found
 
 
+def compared_benchmarks(x: Experiment) -> list[str]:
+    """The benchmarks on which a policy is nothing without the one that it started from."""
+    return [
+        name
+        for name, one in x.evaluate.suites.items()
+        if (isinstance(one, WinRateSuite) and one.baseline == "start")
+        or (isinstance(one, RewardBenchSuite) and one.of == "policy")
+    ]
+
+
 def reward_benchmarks(x: Experiment, do: Planner, reward: Artefact | None) -> None:
     """Measures a reward model on those benchmarks of the experiment that are about reward models. Raises InputError."""
     for name, suite in x.evaluate.suites.items():
@@ -492,10 +502,20 @@ def evaluate(
     do = Planner(workspace)
     theirs = benchmarks(x, do, against) if against is not None else None
     for one in models:
+        before = len(do.entries)
         if one.kind in REWARD_KINDS:
             reward_benchmarks(x, do, one)
         else:
+            if against is None and (names := compared_benchmarks(x)):
+                raise InputError(
+                    f"evaluate.suites.{names[0]}: compares with another policy; name it with --against, or choose other "
+                    "benchmarks with --suite"
+                )
             benchmarks(x, do, one, theirs, against)
+        if len(do.entries) == before:
+            raise InputError(
+                f"{one.name}: none of the benchmarks is about it: {', '.join(x.evaluate.suites)}"
+            )
     build_planned(do, watcher)
     found = {one.artefact.name: one.artefact for one in do.entries if one.artefact.kind == "suite"}
     return list(found.values())

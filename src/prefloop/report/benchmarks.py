@@ -10,6 +10,7 @@ from prefloop.report.types import Estimate, StageRow
 from prefloop.report.values import as_number
 from prefloop.statistics import mean_interval
 from prefloop.store import Workspace, read_json, read_rows
+from prefloop.suites.reward_bench import key_of
 
 RESAMPLES = 2000
 PERCENT = frozenset({"accuracy", "win_rate", "question_mean", "mc2", "binary", "pass_at_1"})
@@ -152,8 +153,12 @@ def _scored_answers(row: Mapping[str, Any]) -> tuple[str, str, tuple[tuple[str, 
         right, wrong, scores = row["chosen"], row["rejected"], row["scores"]
     kinds = ["right"] * len(right) + ["wrong"] * len(wrong)
     told = [f"{kind}, {value:.3g}" for kind, value in zip(kinds, scores, strict=True)]
-    key = f"{row['subset']}/{row['id']}"
-    return key, row["prompt"], tuple(zip(told, [*right, *wrong], strict=True)), row["subset"]
+    return (
+        key_of(row["subset"], row["id"]),
+        row["prompt"],
+        tuple(zip(told, [*right, *wrong], strict=True)),
+        row["subset"],
+    )
 
 
 def _score(

@@ -17,7 +17,6 @@ from prefloop.stages.knockout import play
 from prefloop.stages.shared import (
     annotator_digests,
     annotator_scorer,
-    check_card,
     chunks,
     compared_with_trainer,
     digests,
@@ -236,7 +235,6 @@ def annotate(x: Experiment, groups: Artefact, reward: Artefact | None, *, number
     section = x.annotate
     proposes = section.asks == "one_pair" and reward is not None and x.reward.objective.gives_scores
     reward_used = reward if proposes or uses_loop_reward(section.annotator) else None
-    check_card(section.annotator)
 
     def body(build: Build) -> None:
         rows = read_records(groups.path / "groups.jsonl", Group)

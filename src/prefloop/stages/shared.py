@@ -15,6 +15,9 @@ from prefloop.config import (
     Engine,
     Experiment,
     GoldScorer,
+    JudgeAnnotator,
+    PairwiseAnnotator,
+    RewardModelAnnotator,
     SearchValue,
     SourceSection,
     hashed,
@@ -289,10 +292,12 @@ def loop_reward_scorer(x: Experiment, reward: Artefact, *, labels: int) -> Score
     )
 
 
-def check_card(annotator: Any, *, same_words: bool = True) -> None:
+def check_card(
+    annotator: JudgeAnnotator | PairwiseAnnotator | RewardModelAnnotator, *, same_words: bool = True
+) -> None:
     """Refuses a judge whose card is of another one, or says that it is no better than length or chance. Without a card
     nothing is known. A judge that is asked in other words than the card's (`same_words`) is known by its model."""
-    if getattr(annotator, "card", None) is None:
+    if annotator.card is None:
         return
     from prefloop.evaluate.judge_card import read_card
 
@@ -315,16 +320,24 @@ def check_card(annotator: Any, *, same_words: bool = True) -> None:
         )
 
 
-def model_identity(annotator: Any) -> dict[str, str]:
-    """What a card tells a judge or reward model by: its content; of one behind an endpoint its name and what it is asked."""
-    if annotator.kind != "judge":
-        return {"model": model_digest(annotator.model, None)}
-    from prefloop.annotate.judge import words_digest
+def model_identity(annotator: JudgeAnnotator | PairwiseAnnotator | RewardModelAnnotator) -> dict[str, str]:
+    """What a card tells a judge or reward model by: its content, of one behind an endpoint its name, and what it is asked
+    where that can be chosen."""
+    if annotator.kind == "judge":
+        from prefloop.annotate.judge import words_digest
 
-    return {"model": annotator.model, "words": words_digest(annotator)}
+        return {"model": annotator.model, "words": words_digest(annotator)}
+    assert annotator.model is not None, "the loop's own models have no card"
+    identity = {"model": model_digest(annotator.model, None)}
+    if annotator.kind == "pairwise" and annotator.template != "auto":  # a card asks in the model's own words
+        identity["words"] = annotator.template
+    return identity
 
 
-def annotator_digests(annotator: Annotator | SearchValue) -> dict[str, str]:
+def annotator_digests(annotator: Annotator | SearchValue, *, same_words: bool = True) -> dict[str, str]:
+    """What an annotator's verdicts depend on beside its section. Raises InputError for one whose card forbids it."""
+    if isinstance(annotator, JudgeAnnotator | PairwiseAnnotator):
+        check_card(annotator, same_words=same_words)
     match annotator.kind:
         case "recorded":
             return {"recorded": data.source_digest(SourceSection(path=annotator.path))}
@@ -352,6 +365,9 @@ def annotator_digests(annotator: Annotator | SearchValue) -> dict[str, str]:
 
 
 def scorer_digest(section: GoldScorer) -> str | None:
+    """The same of a scorer, wherever it stands."""
+    if isinstance(section, RewardModelAnnotator):
+        check_card(section)
     match section.kind:
         case "function":
             return function_digest(section.target)

@@ -34,7 +34,6 @@ from prefloop.scoring import harness, outputs
 from prefloop.scoring.figures import Scored
 from prefloop.stages.shared import (
     annotator_digests,
-    check_card,
     engine_config,
     gold_scorer,
     model_folder,
@@ -247,8 +246,8 @@ def suite(
         external["lm-eval"] = _version("lm_eval")
     judge = getattr(suite, "judge", None)
     if judge is not None:
-        external |= annotator_digests(judge)
-        check_card(judge, same_words=isinstance(suite, AlpacaEvalSuite | WinRateSuite))
+        in_pairs = isinstance(suite, AlpacaEvalSuite | WinRateSuite)
+        external |= annotator_digests(judge, same_words=in_pairs)
     inputs = {"policy": policy, "answers": answered, "against": against}
     return Stage("suite", 2, config, inputs, body, external=external, work=suite.kind)
 

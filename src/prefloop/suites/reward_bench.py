@@ -32,7 +32,7 @@ class Candidates(NamedTuple):
     @property
     def key(self) -> str:
         """How it is told from others."""
-        return f"{self.subset}/{self.id}"
+        return key_of(self.subset, self.id)
 
     @property
     def group(self) -> Group:
@@ -135,9 +135,9 @@ def score(path: str, suite: RewardBenchSuite, asked: AskedCandidates) -> list[Sc
     return found
 
 
-def key_of(row: Row) -> str:
-    """Of a row as of its question."""
-    return f"{row['subset']}/{row['id']}"
+def key_of(subset: str, id: str) -> str:
+    """Of a question and of its row."""
+    return f"{subset}/{id}"
 
 
 def categories(asked: AskedCandidates) -> dict[str, str]:
@@ -154,5 +154,5 @@ def units(rows: Iterable[Row]) -> dict[str, float]:
         else:
             answers = reward_bench.Answers((row["score_chosen"],), (row["score_rejected"],))
         is_tie = row["subset"].lower() == reward_bench.TIES
-        found[key_of(row)] = float(answers.gap > 0) if is_tie else answers.best_is_right
+        found[key_of(row["subset"], row["id"])] = float(answers.gap > 0) if is_tie else answers.best_is_right
     return found
