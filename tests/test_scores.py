@@ -371,6 +371,7 @@ def test_the_second_version_asks_for_the_best_of_four(tmp_path, columns):
     assert figures["mean"] == pytest.approx((75 + 25 + ties) / 3)
     assert figures["accuracy"] == pytest.approx(100 * (1 + 0.5 + 0.25 + 1 + 1 + 0) / 6)
     assert found["benchmark"] == "reward_bench_2" and found["rows"]["in"] == 6
+    assert found["subject"] == ("m" if columns else "scores")
     assert any("1 prompts lack their partner" in one for one in found["notes"])
     assert any("nothing of Factuality, Precise IF, Safety" in one for one in found["notes"])
 
@@ -386,11 +387,12 @@ def test_the_second_version_asks_for_the_best_of_four(tmp_path, columns):
             "it says ref:NUMBER or tied:NUMBER",
         ),
         ({"subset": "hep-go", "score_chosen": 1, "score_rejected": 0}, "score them apart"),
+        (VERSION_2[1] | {"model": "other"}, "scores of mine, other; make a file of each"),
     ],
 )
 def test_what_cannot_be_scored_of_several_answers_is_told(tmp_path, row, told):
     with pytest.raises(InputError, match=told):
-        reward_bench.score(write(tmp_path / "scores.jsonl", [VERSION_2[0], row]))
+        reward_bench.score(write(tmp_path / "scores.jsonl", [VERSION_2[0] | {"model": "mine"}, row]))
 
 
 @pytest.mark.shared

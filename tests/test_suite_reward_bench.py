@@ -69,7 +69,7 @@ def test_pairs_are_scored_in_the_columns_that_score_reads(tmp_path):
     assert (scored.figures["Reasoning"].value, scored.figures["Safety"].value) == (100, 25)
     assert scored.figures["mean"].value == 62.5
     assert scored.figures["accuracy"].value == 50
-    assert scored.benchmark.startswith("reward_bench[prompts=3/")
+    assert scored.benchmark.startswith("reward_bench[prompts=3/") and scored.subject == "longer"
 
 
 def test_several_answers_keep_the_right_ones_first(tmp_path):

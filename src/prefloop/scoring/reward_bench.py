@@ -2,7 +2,6 @@
 (arXiv:2506.01937), which asks for the best of four and for calm among answers that are all right."""
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,17 +81,20 @@ class _Read:
     ties: dict[tuple[str, str], Answers] = field(default_factory=dict)
     """By kind, `ref` or `tied`, and number."""
     versions: set[str] = field(default_factory=set)
+    models: set[str] = field(default_factory=set)
     rows_in: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
 
 
-def score(path: str, *, draws: int = DRAWS, models: Sequence[str] = ()) -> list[Scored]:
-    """Sections and their mean, in percent: from a table of subsets, or from scored answers. Raises InputError."""
+def score(path: str, *, draws: int = DRAWS) -> list[Scored]:
+    """Sections and their mean, in percent: from a table of subsets, or from one model's scores of answers. Raises InputError."""
     found = _Read()
     for place, row in rows_of(path):
         for where, one in _unrolled(row, place):
             found.rows_in += 1
+            found.models |= {str(one["model"])} if one.get("model") else set()
             _read(found, one, where, path)
+    if len(found.models) > 1:
+        raise InputError(f"{path}: scores of {', '.join(sorted(found.models))}; make a file of each")
     if len(found.versions) > 1:
         raise InputError(f"{path}: pairs of version 1 beside several answers of version 2; score them apart")
     version = next(iter(found.versions))
@@ -111,9 +113,8 @@ def score(path: str, *, draws: int = DRAWS, models: Sequence[str] = ()) -> list[
     present = {section for *_, section in found.subsets.values()}
     if lacking := [one for one in (SECTIONS if version == NAME else SECTIONS_2) if one not in present]:
         notes.append(f"the mean is not the benchmark's: nothing of {', '.join(lacking)}")
-    scored = Scored(
-        version, Path(path).name.split(".")[0], sections(found.subsets), found.rows_in, notes=notes
-    )
+    subject = next(iter(found.models), Path(path).name.split(".")[0])
+    scored = Scored(version, subject, sections(found.subsets), found.rows_in, notes=notes)
     prompts = [one for values in found.values.values() for one in values]
     prompts += [float(one.gap > 0) for one in found.ties.values()]
     if prompts:
@@ -140,8 +141,9 @@ def _unrolled(row: Row, place: str) -> Iterator[tuple[str, Row]]:
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise InputError(f"{place}: columns of different length: {lengths}")
+    whole = {"model": row.get("model")}
     for at in range(len(columns["subset"])):
-        yield f"{place}, entry {at + 1}", {name: values[at] for name, values in columns.items()}
+        yield f"{place}, entry {at + 1}", whole | {name: values[at] for name, values in columns.items()}
 
 
 def _read(found: _Read, row: Row, place: str, path: str) -> None:
