@@ -86,7 +86,7 @@ class _Read:
 
 
 def score(path: str, *, draws: int = DRAWS) -> list[Scored]:
-    """Sections and their mean in percent, from a table of subsets or from one model's scores of answers. Raises InputError."""
+    """Sections and their mean in percent, of a table of subsets or of one model's scores of answers. Raises InputError."""
     found = _Read()
     for place, row in rows_of(path):
         for where, one in _unrolled(row, place):
