@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from prefloop import cli, interfaces, pipeline
 from prefloop.algorithms import ALGORITHMS, Algorithm
+from prefloop.commands import options
 from prefloop.config import Experiment, PairObjective, Section, sections_in
 
 DOCS = Path(__file__).parent
@@ -330,7 +331,7 @@ def exit_codes() -> str:
     for error in errors:
         meanings.setdefault(error.exit_code, []).append(" ".join((error.__doc__ or "").split()))
     meanings[2] = ["The command line cannot be understood."]
-    meanings[cli.INTERRUPTED] = ["Stopped by Ctrl-C; the same command goes on from there."]
+    meanings[options.INTERRUPTED] = ["Stopped by Ctrl-C; the same command goes on from there."]
     rows = [f"| {code} | {' '.join(texts)} |" for code, texts in sorted(meanings.items())]
     return "\n".join(["## Exit codes", "", "| code | meaning |", "|---|---|", *rows])
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from people import judge, likes
 from prefloop import __version__, cli, config, tales
+from prefloop.commands import files, running
 from prefloop.records import Group, Prompt
 from prefloop.store import Workspace, read_records
 from small import SMALL
@@ -323,7 +324,7 @@ def test_generate_refuses_what_it_could_not_finish(
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", cli.PRESETS)
+@pytest.mark.parametrize("name", files.PRESETS)
 def test_init_prints_experiments_that_can_be_read(name):
     code, out, errors = prefloop("init", name)
     assert (code, errors) == (0, "")
@@ -442,6 +443,13 @@ def test_doctor_ends_with_an_error_where_tokens_do_not_agree(finished, tmp_path)
 # --- help and errors -------------------------------------------------------------------------------------------------
 
 
+def test_help_groups_every_command_by_what_it_is_for():
+    out = prefloop("--help").out
+    panels = re.findall(r"╭─ (\w+) ", out)
+    assert panels == ["Options", "Run", "Look", "Measure", "Files", "People"]
+    assert all(re.search(rf"^│ {command} ", out, re.MULTILINE) for command in COMMANDS)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command_has_an_example(command):
     code, out, _ = prefloop(command, "--help")
@@ -456,7 +464,7 @@ def test_the_version_is_printed():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("init", "iterative"), "no experiment 'iterative'; choose " + ", ".join(cli.PRESETS)),
+        (("init", "iterative"), "no experiment 'iterative'; choose " + ", ".join(files.PRESETS)),
         (("status", "other"), "no run 'other' in {workspace}; there is small"),
         (("report", "other"), "no run 'other' in {workspace}; there is small"),
         (("show", "policy-zz"), "no artefact 'policy-zz' in {workspace}/artefacts; `prefloop status` lists them"),
@@ -583,8 +591,8 @@ def test_a_policy_that_is_rolled_back_is_left_and_comes_back_when_it_is_promoted
 
 def test_a_run_that_waits_for_people_looks_ever_more_rarely_and_goes_on_when_they_are_done(monkeypatch):
     looks, pauses = iter([(0, 3)] * 4 + [(2, 3)] * 3 + [(3, 3)]), []
-    monkeypatch.setattr(cli.time, "sleep", pauses.append)
-    cli._wait_for_people(lambda: next(looks))
+    monkeypatch.setattr(running.time, "sleep", pauses.append)
+    running._wait_for_people(lambda: next(looks))
     assert pauses == [0.5, 0.75, 1.125, 1.6875, 0.5, 0.75, 1.125]
 
 
@@ -594,7 +602,7 @@ def test_with_wait_a_run_goes_on_by_itself_once_people_have_judged(tiny_model, t
     def judging(seconds: float) -> None:  # in place of the pause
         judge(workspace / "labels.sqlite", "people", likes("nothing"))
 
-    monkeypatch.setattr(cli.time, "sleep", judging)
+    monkeypatch.setattr(running.time, "sleep", judging)
     done = prefloop("run", people(tmp_path, tiny_model), "-w", workspace, "--wait")
     assert (done.code, done.errors) == (0, "")
     assert "0 of 3 judged in round 2 of people" in done.out.replace("\n", " ")

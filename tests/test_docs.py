@@ -13,6 +13,7 @@ import typer.main
 import yaml
 
 from prefloop import cli, config
+from prefloop.commands import files
 from prefloop.studies import definition
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,8 +128,8 @@ def test_a_documented_example_is_a_valid_experiment(page, block):
 
 
 def test_presets_named_by_the_command_line_are_valid():
-    for name in cli.PRESETS:
-        config.parse(cli.preset(name), where=name)
+    for name in files.PRESETS:
+        config.parse(config.preset(name), where=name)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from people import always, judge, likes, opened, person, tasks
 from prefloop.annotate.human import Asked, People, Question
 from prefloop.cli import app
+from prefloop.commands.label.judging import HttpQueue, StoreQueue, judge_all, read_judge
+from prefloop.commands.label.serving import OPTIONS_VARIABLE, Reached, app_of_a_worker, web_options
 from prefloop.config import HumanAnnotator
 from prefloop.interfaces import InputError, PrefloopError, Waiting
-from prefloop.labelling.judging import HttpQueue, StoreQueue, judge_all, read_judge
-from prefloop.labelling.serving import OPTIONS_VARIABLE, Reached, app_of_a_worker, web_options
 from prefloop.labels import queue, rounds, schema, serving
 from prefloop.labels.accounts import hash_password, set_password
 from prefloop.labels.browsing import Filter

@@ -21,8 +21,7 @@ FLOORS = [
     {"attention", "decoding", "lean", "batches", "modeling", "forward", "reward", "trunks", "trust"},
     {"generate", "annotate", "train", "evaluate", "suites"},
     {"stages", "pipeline", "watching"},
-    {"cli", "labelling", "screen", "browse", "chat", "doctor", "tokens", "report", "card", "web", "scores", "studies",
-        "leaderboard"},
+    {"cli", "commands", "screen", "browse", "chat", "doctor", "tokens", "report", "card", "web", "studies"},
 ]  # fmt: skip
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 PARTS = FLOORS[3]
@@ -33,12 +32,11 @@ STARTS_WITHOUT_TORCH = FLOORS[0] | {
     "statistics",
     "agreement",
     "scoring",
-    "scores",
     "stages",
     "pipeline",
     "watching",
     "cli",
-    "labelling",
+    "commands",
     "screen",
     "browse",
     "doctor",
@@ -47,7 +45,6 @@ STARTS_WITHOUT_TORCH = FLOORS[0] | {
     "card",
     "web",
     "studies",
-    "leaderboard",
 }
 
 

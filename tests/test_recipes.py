@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from prefloop import pipeline
-from prefloop.cli import app, preset
+from prefloop.cli import app
+from prefloop.config import preset
 from prefloop.store import Workspace
 
 HOW_TO = Path(__file__).resolve().parents[1] / "docs" / "how-to"

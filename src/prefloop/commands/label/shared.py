@@ -1,7 +1,6 @@
 """What all label commands share: the app, the options that name a store and a project, opening it."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +8,7 @@ from typing import Annotated
 import sqlalchemy as sa
 import typer
 
+from prefloop.commands.options import workspace_of
 from prefloop.interfaces import InputError
 from prefloop.labels.database import Database, open_database
 from prefloop.labels.errors import NotFound
@@ -28,27 +28,15 @@ StoreOption = Annotated[
         show_envvar=True,
     ),
 ]
-WorkspaceOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--workspace",
-        "-w",
-        envvar="PREFLOOP_WORKSPACE",
-        help="Folder of artefacts and runs.",
-        show_default=False,
-    ),
-]
 ProjectOption = Annotated[
     str | None,
     typer.Option("--project", "-p", help="Project; may be left out where there is one.", show_default=False),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 
 
 def place_of(store: str | None, workspace: Path | None) -> str:
     """Path or URL of the store."""
-    folder = workspace or Path(os.environ.get("PREFLOOP_WORKSPACE", "workspace"))
-    return store or default_store(folder)
+    return store or default_store(workspace_of(workspace).root)
 
 
 @contextlib.contextmanager

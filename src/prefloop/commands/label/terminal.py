@@ -13,15 +13,8 @@ import sqlalchemy as sa
 import typer
 
 from prefloop.browse import printable
-from prefloop.labelling.shared import (
-    ProjectOption,
-    StoreOption,
-    WorkspaceOption,
-    app,
-    member_named,
-    opened,
-    the_project,
-)
+from prefloop.commands.label.shared import ProjectOption, StoreOption, app, member_named, opened, the_project
+from prefloop.commands.options import WorkspaceOption
 from prefloop.labels import guidelines, queue
 from prefloop.labels.database import Database
 from prefloop.labels.errors import ConsentNeeded, Frozen

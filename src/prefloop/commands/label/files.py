@@ -9,16 +9,10 @@ import yaml
 from pydantic import ValidationError
 from rich.markup import escape
 
+from prefloop.commands.label.shared import ProjectOption, StoreOption, app, opened, the_project
+from prefloop.commands.options import WorkspaceOption
 from prefloop.config.annotate import MOST_RANKED
 from prefloop.interfaces import InputError
-from prefloop.labelling.shared import (
-    ProjectOption,
-    StoreOption,
-    WorkspaceOption,
-    app,
-    opened,
-    the_project,
-)
 from prefloop.labels.browsing import Filter
 from prefloop.labels.formats.options import ExportOptions
 from prefloop.labels.formats.reading import ImportFormat, ImportOptions, TaskReader

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
+from prefloop.commands.options import Json
 from prefloop.interfaces import InputError
 from prefloop.scoring import tournament as scale
 from prefloop.scoring.figures import DRAWS
@@ -18,15 +19,18 @@ from prefloop.scoring.style import Control
 from prefloop.scoring.tournament import Tournament
 from prefloop.screen import console, table_of
 
-EPILOG = (
-    "Example: `prefloop tournament verdicts.jsonl --anchor start=1000 --plot board.png`. "
-    "400 points are odds of ten to one; intervals draw prompts."
-)
+app = typer.Typer()
+PANEL = "Measure"
 PLOTS = (".png", ".svg", ".pdf")
 ROW_HEIGHT, WIDTH = 0.32, 6.4
 """Inches."""
 
 
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="Example: `prefloop tournament verdicts.jsonl --anchor start=1000 --plot board.png`. "
+    "400 points are odds of ten to one; intervals draw prompts.",
+)
 def tournament(
     files: Annotated[
         list[Path],
@@ -47,9 +51,7 @@ def tournament(
     ] = None,
     draws: Annotated[int, typer.Option("--draws", min=2, help="Bootstrap samples of prompts.")] = DRAWS,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print machine-readable JSON, with every digit.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Put policies on one scale (Bradley-Terry, in points of Elo) from verdicts on pairs of their answers.
 

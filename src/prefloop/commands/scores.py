@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from prefloop.commands.options import Json
 from prefloop.interfaces import InputError
 from prefloop.sandbox.session import SECONDS
 from prefloop.scoring import (
@@ -35,16 +36,17 @@ from prefloop.scoring.style import Control
 from prefloop.screen import bar
 from prefloop.store import write_text
 
-app = typer.Typer(
+app = typer.Typer()
+PANEL = "Measure"
+score = typer.Typer(
     help="Score files of judgements, ratings or solutions in the formats that the benchmarks publish.",
     epilog="Example: `prefloop score mt-bench gpt-4_single.jsonl`. Nothing is asked of a model or of the network.",
     no_args_is_help=True,
 )
-COMPARE_EPILOG = "Example: `prefloop compare model-2 model-1 gpt-4_single.jsonl --benchmark mt-bench`."
+app.add_typer(score, name="score", rich_help_panel=PANEL)
 console = Console()
 
 Files = Annotated[list[Path], typer.Argument(help="Files (.json, .jsonl, .csv, .parquet; each also .gz).")]
-Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON, with every digit.")]
 Models = Annotated[
     list[str] | None, typer.Option("--model", help="Only this model; may be given several times.")
 ]
@@ -59,7 +61,7 @@ Inputs = Annotated[
 ]
 
 
-@app.command(
+@score.command(
     "alpaca-eval", epilog="Example: `prefloop score alpaca-eval annotations.json --inputs my-alpaca-eval`."
 )
 def score_alpaca_eval(
@@ -81,7 +83,7 @@ def score_alpaca_eval(
     )
 
 
-@app.command(
+@score.command(
     "arena-hard",
     epilog="Example: `prefloop score arena-hard judgements.jsonl --answers model.jsonl --answers baseline.jsonl`.",
 )
@@ -124,7 +126,7 @@ def score_arena_hard(
     show(found, as_json)
 
 
-@app.command("mt-bench", epilog="Example: `prefloop score mt-bench gpt-4_single.jsonl`.")
+@score.command("mt-bench", epilog="Example: `prefloop score mt-bench gpt-4_single.jsonl`.")
 def score_mt_bench(
     files: Files,
     reference: Annotated[
@@ -150,7 +152,7 @@ def score_mt_bench(
     )
 
 
-@app.command(
+@score.command(
     "mt-bench-pairs",
     epilog="Example: `prefloop score mt-bench-pairs gpt-4_pair.jsonl --baseline gpt-3.5-turbo`.",
 )
@@ -177,7 +179,7 @@ def score_mt_bench_pairs(
     )
 
 
-@app.command("win-rate", epilog="Example: `prefloop score win-rate verdicts.jsonl`.")
+@score.command("win-rate", epilog="Example: `prefloop score win-rate verdicts.jsonl`.")
 def score_win_rate(files: Files, model: Models = None, draws: Draws = DRAWS, as_json: Json = False) -> None:
     """Win rates from verdicts on pairs of answers: rows with prompt, model_a, model_b and p_a."""
     show(
@@ -185,13 +187,13 @@ def score_win_rate(files: Files, model: Models = None, draws: Draws = DRAWS, as_
     )
 
 
-@app.command("gsm8k", epilog="Example: `prefloop score gsm8k solutions.jsonl`.")
+@score.command("gsm8k", epilog="Example: `prefloop score gsm8k solutions.jsonl`.")
 def score_gsm8k(files: Files, model: Models = None, draws: Draws = DRAWS, as_json: Json = False) -> None:
     """GSM8K: how many solutions end in the right number."""
     show([one for file in files for one in gsm8k.score(str(file), draws=draws, models=model or ())], as_json)
 
 
-@app.command(
+@score.command(
     "human-eval", epilog="Example: `prefloop score human-eval samples.jsonl --problems HumanEval.jsonl.gz`."
 )
 def score_human_eval(
@@ -256,7 +258,7 @@ def score_human_eval(
     show(found, as_json)
 
 
-@app.command(
+@score.command(
     "truthful-qa",
     epilog="Example: `prefloop score truthful-qa log-likelihoods.jsonl --questions mc_task.json`.",
 )
@@ -281,7 +283,7 @@ def score_truthful_qa(
     show(found, as_json)
 
 
-@app.command("reward-bench", epilog="Example: `prefloop score reward-bench pairs.csv`.")
+@score.command("reward-bench", epilog="Example: `prefloop score reward-bench pairs.csv`.")
 def score_reward_bench(files: Files, draws: Draws = DRAWS, as_json: Json = False) -> None:
     """RewardBench: accuracy by section and their mean, from a table of subsets or from scored pairs; version 2's best of
     four and Ties from scores of several answers.
@@ -291,13 +293,13 @@ def score_reward_bench(files: Files, draws: Draws = DRAWS, as_json: Json = False
     show([one for file in files for one in reward_bench.score(str(file), draws=draws)], as_json)
 
 
-@app.command("judge", epilog="Example: `prefloop score judge verdicts.json`.")
+@score.command("judge", epilog="Example: `prefloop score judge verdicts.json`.")
 def score_judge(files: Files, draws: Draws = DRAWS, as_json: Json = False) -> None:
     """A judge's verdicts in both orders, and what the longest answer would reach on pairs, rankings and best of n."""
     show([one for file in files for one in judging.score(str(file), draws=draws)], as_json)
 
 
-@app.command("agreement", epilog="Example: `prefloop score agreement ratings.csv`.")
+@score.command("agreement", epilog="Example: `prefloop score agreement ratings.csv`.")
 def score_agreement(files: Files, draws: Draws = DRAWS, as_json: Json = False) -> None:
     """Agreement of annotators: raw, Krippendorff's alpha at each level, Fleiss, Cohen, Gwet's AC1.
 
@@ -307,7 +309,7 @@ def score_agreement(files: Files, draws: Draws = DRAWS, as_json: Json = False) -
     show([one for file in files for one in agreement.score(str(file), draws=draws)], as_json)
 
 
-@app.command("outputs", epilog="Example: `prefloop score outputs model_outputs.json`.")
+@score.command("outputs", epilog="Example: `prefloop score outputs model_outputs.json`.")
 def score_outputs(files: Files, model: Models = None, draws: Draws = DRAWS, as_json: Json = False) -> None:
     """Whether answers are answers: constant or empty ones, text written for a judge, refusals, lengths, diversity.
 
@@ -319,6 +321,10 @@ def score_outputs(files: Files, model: Models = None, draws: Draws = DRAWS, as_j
     )
 
 
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="Example: `prefloop compare model-2 model-1 gpt-4_single.jsonl --benchmark mt-bench`.",
+)
 def compare(
     ours: Annotated[str, typer.Argument(help="A model, as the file names it.")],
     theirs: Annotated[str, typer.Argument(help="The model to compare with.")],

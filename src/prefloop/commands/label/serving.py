@@ -13,17 +13,17 @@ import sqlalchemy as sa
 import typer
 from rich.markup import escape
 
-from prefloop.interfaces import InputError
-from prefloop.labelling.shared import (
+from prefloop.commands.label.shared import (
     ProjectOption,
     StoreOption,
-    WorkspaceOption,
     app,
     member_named,
     opened,
     place_of,
     the_project,
 )
+from prefloop.commands.options import WorkspaceOption
+from prefloop.interfaces import InputError
 from prefloop.labels import accounts, serving, tokens
 from prefloop.labels.audit import SYSTEM
 from prefloop.labels.database import Database, database_url, open_database, the_only_server
@@ -106,7 +106,7 @@ def serve(
 
         check_binding(database, host, reached.url, "accept" if plain_http else "refuse", names=names)
         if demo:
-            from prefloop.labelling.demo import POLICIES, publish_demo
+            from prefloop.commands.label.demo import POLICIES, publish_demo
 
             reached = replace(reached, policies=reached.policies or POLICIES)
             database.write(lambda connection: publish_demo(connection, database.now()))

@@ -12,16 +12,9 @@ from rich.table import Table
 from prefloop import agreement as quality
 from prefloop.agreement import Answer, Measure, Ranking, Rating
 from prefloop.browse import shown
-from prefloop.labelling.files import RoundOption
-from prefloop.labelling.shared import (
-    Json,
-    ProjectOption,
-    StoreOption,
-    WorkspaceOption,
-    app,
-    opened,
-    the_project,
-)
+from prefloop.commands.label.files import RoundOption
+from prefloop.commands.label.shared import ProjectOption, StoreOption, app, opened, the_project
+from prefloop.commands.options import Json, WorkspaceOption
 from prefloop.labels.browsing import Filter
 from prefloop.labels.rows import JudgementRow
 from prefloop.labels.schema import annotator

@@ -1,6 +1,6 @@
 """`prefloop label ...`: the label store from the command line. `app` has all commands, by module."""
 
-from prefloop.labelling import (
+from prefloop.commands.label import (
     agreeing,
     files,
     gold,
@@ -11,7 +11,7 @@ from prefloop.labelling import (
     status,
     terminal,
 )
-from prefloop.labelling.shared import app
+from prefloop.commands.label.shared import app
 
 __all__ = [
     "agreeing",

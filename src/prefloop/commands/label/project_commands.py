@@ -8,8 +8,9 @@ import typer
 import yaml
 from rich.markup import escape
 
+from prefloop.commands.label.shared import StoreOption, app, opened, the_project
+from prefloop.commands.options import WorkspaceOption
 from prefloop.interfaces import InputError
-from prefloop.labelling.shared import StoreOption, WorkspaceOption, app, opened, the_project
 from prefloop.labels.errors import Invalid
 from prefloop.labels.people import join_admins
 from prefloop.labels.projects import ProjectConfig, parse_config

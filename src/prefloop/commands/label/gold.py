@@ -5,7 +5,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from prefloop.labelling.files import (
+from prefloop.commands.label.files import (
     BadRows,
     Fields,
     LabelStudioConfig,
@@ -13,7 +13,8 @@ from prefloop.labelling.files import (
     import_options,
     in_words,
 )
-from prefloop.labelling.shared import ProjectOption, StoreOption, WorkspaceOption, app, opened, the_project
+from prefloop.commands.label.shared import ProjectOption, StoreOption, app, opened, the_project
+from prefloop.commands.options import WorkspaceOption
 from prefloop.labels.formats.reading import ImportFormat
 from prefloop.labels.gold import GOLD, MOST_TOLERANCE, remark
 from prefloop.labels.gold_files import bring_gold_in

@@ -11,15 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from prefloop.browse import shown
-from prefloop.labelling.shared import (
-    Json,
-    ProjectOption,
-    StoreOption,
-    WorkspaceOption,
-    app,
-    opened,
-    the_project,
-)
+from prefloop.commands.label.shared import ProjectOption, StoreOption, app, opened, the_project
+from prefloop.commands.options import Json, WorkspaceOption
 from prefloop.labels import rounds, serving
 from prefloop.labels.database import Database
 from prefloop.labels.reading import progress

@@ -6,14 +6,8 @@ from typing import Annotated, Any
 import sqlalchemy as sa
 import typer
 
-from prefloop.labelling.shared import (
-    ProjectOption,
-    StoreOption,
-    WorkspaceOption,
-    app,
-    opened,
-    the_project,
-)
+from prefloop.commands.label.shared import ProjectOption, StoreOption, app, opened, the_project
+from prefloop.commands.options import WorkspaceOption
 from prefloop.labels import rounds
 from prefloop.labels.audit import SYSTEM
 from prefloop.labels.browsing import Filter

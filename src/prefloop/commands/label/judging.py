@@ -17,18 +17,18 @@ from pydantic import ValidationError
 
 from prefloop import config
 from prefloop.annotate.judge import JudgeComparer
-from prefloop.config import JudgeAnnotator
-from prefloop.interfaces import InputError, PairTask, Unavailable
-from prefloop.labelling.shared import (
+from prefloop.commands.label.shared import (
     ProjectOption,
     StoreOption,
-    WorkspaceOption,
     app,
     member_named,
     opened,
     place_of,
     the_project,
 )
+from prefloop.commands.options import WorkspaceOption
+from prefloop.config import JudgeAnnotator
+from prefloop.interfaces import InputError, PairTask, Unavailable
 from prefloop.labels import queue
 from prefloop.labels.database import Database
 from prefloop.labels.people import Person

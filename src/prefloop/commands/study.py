@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from prefloop.commands.options import WorkspaceOption, workspace_of
 from prefloop.interfaces import InputError, PrefloopError
 from prefloop.pipeline import Entry
 from prefloop.screen import console, duration, table_of
@@ -22,29 +23,23 @@ if TYPE_CHECKING:  # the page is imported when it is written
     from prefloop.studies.measuring import Found
     from prefloop.studies.report import Failed, Result
 
-EPILOG = (
-    "Example: `prefloop study algorithms --arm ppo --seeds 1 --first-seed 100` tries one out before it runs whole. "
+app = typer.Typer()
+PANEL = "Run"
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="Example: `prefloop study algorithms --arm ppo --seeds 1 --first-seed 100` tries one out before it runs whole. "
     f"Built in are {', '.join(definition.built_in())}. "
-    "Make your own: `prefloop study algorithms --definition > mine.yaml`, change it, `prefloop study mine.yaml`."
+    "Make your own: `prefloop study algorithms --definition > mine.yaml`, change it, `prefloop study mine.yaml`.",
 )
-
-
 def study(
     name: Annotated[str, typer.Argument(help="A built-in study, or a file like them.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="Changes to every run, as for `prefloop run`: `evaluate.num_prompts=64`."),
     ] = None,
-    workspace: Annotated[
-        Path | None,
-        typer.Option(
-            "--workspace",
-            "-w",
-            envvar="PREFLOOP_WORKSPACE",
-            help="Folder of artefacts and runs; results go to studies/NAME in it.",
-            show_default=False,
-        ),
-    ] = None,
+    workspace: WorkspaceOption = None,
     seeds: Annotated[
         int | None,
         typer.Option(min=1, help="How many seeds; left out, as many as the study says.", show_default=False),
@@ -78,7 +73,7 @@ def study(
     chosen = tuple(range(first_seed, first_seed + (seeds or asked.seeds)))
     arms = tuple(one for one in asked.arms if not arm or one in arm)
     runs = definition.runs_of(asked, chosen, arms=arm or (), overrides=overrides or ())
-    space = Workspace(workspace or Path(os.environ.get("PREFLOOP_WORKSPACE", "workspace")))
+    space = workspace_of(workspace)
     folder = space.root / "studies" / asked.name
     space.create()
     try:
