@@ -14,7 +14,8 @@ from prefloop.config import Experiment
 from prefloop.interfaces import InputError
 from prefloop.records import Group, Message, Prompt, file_completion
 from prefloop.report import as_dict, collect, write_report
-from prefloop.report.plots import duration, number, ticks
+from prefloop.report.charts import ticks
+from prefloop.report.numbers import duration, number
 from prefloop.report.types import Estimate, Report
 from prefloop.report.words import describe
 from prefloop.store import Workspace, write_json

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from prefloop.evaluate.card_types import Breakdown, Histogram, RewardCard
-from prefloop.report.plots import LARGE, Figure, Key, Ridge, fixed, percent, ridges, ticks
+from prefloop.report.charts import LARGE, Ridge, ridges, ticks
+from prefloop.report.figures import Figure, Key
+from prefloop.report.numbers import fixed, percent
 from prefloop.statistics import Calibration, CalibrationBin, Interval
 
 MODEL, PREVIOUS, BASELINE = "arm-0", "arm-1", "start"

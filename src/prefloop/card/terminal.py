@@ -10,7 +10,7 @@ from rich.table import Table
 from prefloop.card import Card
 from prefloop.card.words import counts_text, points, range_text
 from prefloop.evaluate.card_types import RewardCard
-from prefloop.report.plots import NOTHING, number, percent
+from prefloop.report.numbers import NOTHING, number, percent
 from prefloop.statistics import Interval
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from prefloop.card.pairs import CardPairs
 from prefloop.evaluate.card_types import RewardCard
-from prefloop.report.plots import fixed, number, percent
+from prefloop.report.numbers import fixed, number, percent
 from prefloop.statistics import Interval, Verdict
 
 UNEQUAL_PROMPTS = "unequal_prompts"

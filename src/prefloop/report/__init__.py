@@ -17,8 +17,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import prefloop
 from prefloop.config import MAIN_ARM
 from prefloop.pipeline import read_run, run_folder
-from prefloop.report import plots
 from prefloop.report.benchmarks import benchmarks_of
+from prefloop.report.figures import figures
 from prefloop.report.findings import findings_of, is_simulation, part_name, remarks_of, verdict_of
 from prefloop.report.reading import (
     ESTIMATES,
@@ -134,7 +134,7 @@ def render(report: Report) -> str:
     return environment.get_template("report.html.jinja").render(
         report=report,
         level=f"{100 * report.confidence:g}%",
-        figures=plots.figures(report),
+        figures=figures(report),
         places={field.name: common_decimals(report.policies, field.name) for field in ESTIMATES},
         reasons=sorted({reason for one in report.row_counts for reason in one.dropped}),
         config_yaml=yaml.safe_dump(dict(report.experiment), sort_keys=False, allow_unicode=True),

@@ -8,7 +8,7 @@ from typing import Any
 from prefloop.config import MAIN_ARM
 from prefloop.evaluate.judge_card import read_card
 from prefloop.interfaces import InputError
-from prefloop.report.plots import fixed, number, percent
+from prefloop.report.numbers import fixed, number, percent
 from prefloop.report.types import Estimate, Finding, Policy, Report, last_policy
 from prefloop.report.values import dig, each_once
 from prefloop.report.words import decimals, describe, range_text

@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from prefloop.report.plots import duration, fixed, number, percent, places_for
+from prefloop.report.numbers import duration, fixed, number, percent, places_for
 from prefloop.report.types import Estimate, Policy
 
 MOST_DECIMALS = 5
