@@ -21,6 +21,7 @@ from prefloop.store import write_json, write_text
 from prefloop.studies import plots
 from prefloop.studies.deciding import Decision, decisions_of, estimate
 from prefloop.studies.definition import ONLY, Criterion, Measure, Study
+from prefloop.studies.label_cost import LabelCost, label_costs
 from prefloop.studies.measuring import Found
 
 DIGITS = 3
@@ -132,6 +133,9 @@ def as_dict(result: Result) -> dict[str, Any]:
             }
             for one in rows_of(result)
         ],
+        "label_costs": [
+            dataclasses.asdict(one) for one in label_costs(result.study, result.arms, result.found)
+        ],
         "runs": [dataclasses.asdict(one) for one in result.found],
         "failed": [dataclasses.asdict(one) for one in result.failed],
     }
@@ -168,6 +172,16 @@ def page(result: Result, images: Sequence[str]) -> str:
         parts += [
             f"**{measure}** ({_described(how)})",
             _table(["", "mean", *beside, "seeds"], (_row_cells(one, bool(beside)) for one in of_measure)),
+        ]
+    if costs := label_costs(study, result.arms, result.found):
+        parts += [
+            f"## Labels to come as far as {study.baseline}",
+            f"When an arm's mean over seeds first reaches the last one of {study.baseline}, and the ratio to when that "
+            f"does so itself; intervals ({study.confidence:.0%}) draw seeds, and are too narrow where those are few.",
+            _table(
+                ["figure", "", "level", "labels", study.baseline or "", "ratio", "seeds"],
+                (_cost_cells(one) for one in costs),
+            ),
         ]
     parts += [f"![{name.removesuffix('.png')}]({name})" for name in images]
     if result.failed:
@@ -211,6 +225,21 @@ def _row_cells(one: Row, with_difference: bool) -> list[str]:
     name = ", ".join(filter(None, (one.setting, one.arm)))
     difference = [shown(one.difference, sign=True)] if with_difference else []
     return [name, shown(one.interval), *difference, str(one.interval.n)]
+
+
+def _cost_cells(one: LabelCost) -> list[str]:
+    def number(value: float | None, places: int = 2) -> str:
+        return "never" if value is None else f"{value:.{places}f}"
+
+    return [
+        one.course.removesuffix(" against labels"),
+        ", ".join(filter(None, (one.setting, one.arm))),
+        f"{one.level:.{DIGITS}f}",
+        number(one.labels, 0),
+        number(one.baseline_labels, 0),
+        f"{number(one.ratio)} [{number(one.low)}, {number(one.high)}]",
+        str(one.n),
+    ]
 
 
 def _described(measure: Measure) -> str:
