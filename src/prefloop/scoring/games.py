@@ -8,7 +8,7 @@ from typing import NamedTuple
 from prefloop.interfaces import InputError
 from prefloop.scoring.alpaca_annotations import preference_of
 from prefloop.scoring.mt_bench_pairs import result_of
-from prefloop.scoring.reading import Row, has, need, number, rows_of, unknown_format
+from prefloop.scoring.reading import Row, absent, has, id_of, need, number, rows_of, unknown_format
 
 FORMATS = {
     "verdicts": ("model_a", "model_b", "p_a"),
@@ -57,7 +57,9 @@ def read_games(paths: Sequence[str]) -> Read:
             if p_a is None:
                 found.dropped["no_verdict"] += 1
                 continue
-            named = next((str(row[name]) for name in PROMPT_COLUMNS if row.get(name) not in (None, "")), None)
+            named = next(
+                (id_of(row, name, place) for name in PROMPT_COLUMNS if not absent(row.get(name))), None
+            )
             found.without_prompt += named is None
             found.games.append(Game(named or place, a, b, p_a, _texts(row)))
     if not found.games:
@@ -67,13 +69,13 @@ def read_games(paths: Sequence[str]) -> Read:
 
 def _verdict(row: Row, path: str, place: str) -> tuple[str, str, float | None]:
     if has(row, FORMATS["verdicts"]):
-        p_a = None if row["p_a"] is None else number(row, "p_a", place)
+        p_a = None if absent(row["p_a"]) else number(row, "p_a", place)
         if p_a is not None and not 0 <= p_a <= 1:
             raise InputError(f"{place}: p_a is {p_a:g}, not a probability")
         return *_names(row, "model_a", "model_b", place), p_a
     if has(row, FORMATS["battles"]):
-        winner = row["winner"]
-        if winner is not None and winner not in WINNERS and not str(winner).startswith("tie"):
+        winner = None if absent(row["winner"]) else str(row["winner"])
+        if winner is not None and winner not in WINNERS and not winner.startswith("tie"):
             raise InputError(f"{place}: winner is {winner!r}, not model_a, model_b or tie")
         return *_names(row, "model_a", "model_b", place), None if winner is None else WINNERS.get(winner, 0.5)
     if has(row, FORMATS["annotations"]):

@@ -37,6 +37,25 @@ def need(row: Row, name: str, place: str) -> Any:
     return row[name]
 
 
+def absent(value: object) -> bool:
+    """Whether a cell says nothing: null, an empty text, or the NaN that tables have for both."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def whole(row: Row, name: str, place: str) -> int:
+    """A whole number that must be there; 3.0 is one."""
+    found = number(row, name, place)
+    if not found.is_integer():
+        raise InputError(f"{place}: {name} is {row[name]!r}, not a whole number")
+    return int(found)
+
+
+def id_of(row: Row, name: str, place: str) -> str:
+    """An identifier as text; tables that lack some of a column write the whole numbers of it as 81.0."""
+    value = need(row, name, place)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def number(row: Row, name: str, place: str) -> float:
     """A finite number that must be there; text that reads as one is one."""
     value = need(row, name, place)
@@ -44,6 +63,8 @@ def number(row: Row, name: str, place: str) -> float:
         found = float(value)
     except (TypeError, ValueError):
         raise InputError(f"{place}: {name} is {value!r}, not a number") from None
+    except OverflowError:
+        raise InputError(f"{place}: {name} is too large for a number") from None
     if isinstance(value, bool) or not math.isfinite(found):
         raise InputError(f"{place}: {name} is {value!r}, not a finite number")
     return found

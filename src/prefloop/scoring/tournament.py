@@ -242,7 +242,8 @@ def _standings(
     drawn: np.ndarray,
     fixed: Mapping[str, float],
 ) -> tuple[Standing, ...]:
-    ranks = 1 + (drawn[:, :, None] < drawn[:, None, :]).sum(2)  # [r, M]
+    # a model at a time: all pairs of a thousand models in every draw do not fit into memory
+    ranks = np.stack([1 + (drawn > mine[:, None]).sum(1) for mine in drawn.T], 1)  # [r, M]
     played = (results + results.T).sum(1)
     order: list[int] = np.argsort(-scale, kind="stable").tolist()
     found = []

@@ -7,7 +7,7 @@ import numpy as np
 
 from prefloop.interfaces import InputError
 from prefloop.scoring.figures import Figure, Scored, clustered_figure, text_of
-from prefloop.scoring.reading import Row, has, need, number, rows_of, unknown_format
+from prefloop.scoring.reading import Row, absent, has, need, number, rows_of, unknown_format
 
 NAME = "win_rate"
 FORMATS = {"verdicts": ("prompt", "model_a", "model_b", "p_a")}
@@ -31,10 +31,10 @@ def score(path: str, *, draws: int, models: Sequence[str] = ()) -> list[Scored]:
 
 
 def _scored(model: str, baseline: str, judge: str, rows: Sequence[tuple[str, Row]], draws: int) -> Scored:
-    won, prompts, longer = [], [], []
+    won, prompts, longer, with_texts = [], [], [], []
     dropped: Counter[str] = Counter()
     for place, row in rows:
-        if row["p_a"] is None:
+        if absent(row["p_a"]):
             dropped["no_verdict"] += 1
             continue
         p_a = number(row, "p_a", place)
@@ -44,6 +44,7 @@ def _scored(model: str, baseline: str, judge: str, rows: Sequence[tuple[str, Row
         prompts.append(str(need(row, "prompt", place)))
         if "answer_a" in row and "answer_b" in row:
             longer.append(len(str(row["answer_b"] or "")) - len(str(row["answer_a"] or "")))
+            with_texts.append(prompts[-1])
     name = f"{NAME}[{text_of({'judge': judge, 'baseline': baseline})}]"
     found = Scored(name, model, {}, len(rows), dropped)
     if not won:
@@ -55,5 +56,5 @@ def _scored(model: str, baseline: str, judge: str, rows: Sequence[tuple[str, Row
         found.figures[name] = Figure(int(share.sum()), len(values))
     if longer:
         gaps = np.array(longer, dtype=np.float64)
-        found.figures["characters_more"] = clustered_figure(gaps, prompts[: len(gaps)], draws=draws)
+        found.figures["characters_more"] = clustered_figure(gaps, with_texts, draws=draws)
     return found
