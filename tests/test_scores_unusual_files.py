@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from prefloop.interfaces import InputError
+from prefloop.scoring import gsm8k
 from prefloop.scoring.games import Game, read_games
 from prefloop.scoring.tournament import play
 from scored import command, write
@@ -80,3 +81,38 @@ def test_a_number_that_is_too_large_for_one_is_told(tmp_path):
     file.write_text(f'{{"model_a": "x", "model_b": "y", "p_a": 1{"0" * 400}}}\n')
     with pytest.raises(InputError, match="games.jsonl row 1: p_a is too large for a number"):
         read_games([str(file)])
+
+
+# --- gsm8k -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_solution_is_a_wrong_one(tmp_path):
+    rows = [
+        {"question": str(place), "answer": "7", "solution": one}
+        for place, one in enumerate(("", None, "A: 7"))
+    ]
+    (found,) = gsm8k.score(write(tmp_path / "solutions.jsonl", rows), draws=2)
+    assert found.figures["accuracy"].value == pytest.approx(100 / 3)
+
+
+def test_samples_of_one_question_are_drawn_together(tmp_path):
+    rows = [{"question": "1", "answer": "#### 7", "solution": one} for one in ("#### 7", "#### 8")]
+    (found,) = gsm8k.score(write(tmp_path / "solutions.jsonl", rows), draws=20)
+    accuracy = found.figures["accuracy"]
+    assert (accuracy.value, accuracy.low, accuracy.high) == (50, 50, 50)
+    assert found.figures["num_questions"].value == 1
+
+
+def test_a_bare_truth_is_one_in_graded_solutions_too(tmp_path):
+    rows = [{"question": "1", "ground_truth": 1000, "m": {"solution": "A: 1,000.", "is_correct": True}}]
+    (found,) = gsm8k.score(write(tmp_path / "graded.jsonl", rows), draws=2)
+    assert found.figures["accuracy"].value == 100
+    assert found.figures["share_equal_to_stored"].value == 1
+
+
+def test_a_truth_without_a_number_is_told(tmp_path):
+    rows = [{"question": "1", "answer": "seven", "solution": "A: 7"}]
+    with pytest.raises(
+        InputError, match="row 1: answer ends in no number, so that no solution could be right: 'seven'"
+    ):
+        gsm8k.score(write(tmp_path / "solutions.jsonl", rows), draws=2)

@@ -4,10 +4,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from prefloop.interfaces import InputError
-from prefloop.scoring.figures import Figure, Scored, counted, mean_figure
+from prefloop.scoring.figures import Figure, Scored, clustered_figure, counted
 from prefloop.scoring.paired import Solved
-from prefloop.scoring.reading import has, need, rows_of, unknown_format
+from prefloop.scoring.reading import Row, has, need, rows_of, unknown_format
 
 NAME = "gsm8k"
 FINAL = re.compile(r"(?:####|A:)\s*\$?\s*(-?\$?[\d,]*\.?\d+|-?[\d,]+\.?)")
@@ -55,18 +57,27 @@ def solutions(path: str) -> Iterator[Solution]:
         }
         question = str(row.get("question") or place)
         if graded and "ground_truth" in row:
-            truth = str(need(row, "ground_truth", place))
+            truth = _truth(row, "ground_truth", place)
             for model, one in graded.items():
-                text = str(one["solution"])
+                text = str(one["solution"] or "")
                 yield Solution(model, question, text, is_right(text, truth), one.get("is_correct"))
         elif has(row, FORMATS["solutions"]):
-            truth = str(need(row, "answer", place))
-            if final_number(truth) is None:
-                truth = f"#### {truth}"
-            text = str(need(row, "solution", place))
+            truth = _truth(row, "answer", place)
+            text = str(row["solution"] or "")  # a policy that says nothing is wrong, and counts
             yield Solution(str(row.get("model") or "model"), question, text, is_right(text, truth), None)
         else:
             raise unknown_format(path, row, FORMATS)
+
+
+def _truth(row: Row, name: str, place: str) -> str:
+    """The right answer, marked as the data set marks it; a bare number is one as well."""
+    given = str(need(row, name, place))
+    marked = given if final_number(given) is not None else f"#### {given}"
+    if final_number(marked) is None:
+        raise InputError(
+            f"{place}: {name} ends in no number, so that no solution could be right: {given[-40:]!r}"
+        )
+    return marked
 
 
 def read_solutions(path: str) -> dict[str, Solved]:
@@ -80,9 +91,11 @@ def read_solutions(path: str) -> dict[str, Solved]:
 def score(path: str, *, draws: int, models: Sequence[str] = ()) -> list[Scored]:
     """Every model of a file of solutions, or those named. Raises InputError."""
     right: dict[str, list[bool]] = {}
+    questions: dict[str, list[str]] = {}
     equal: dict[str, list[bool]] = {}
     for one in solutions(path):
         right.setdefault(one.model, []).append(one.right)
+        questions.setdefault(one.model, []).append(one.question)
         if one.stored is not None:
             equal.setdefault(one.model, []).append(one.right == one.stored)
     if missing := set(models) - right.keys():
@@ -91,10 +104,11 @@ def score(path: str, *, draws: int, models: Sequence[str] = ()) -> list[Scored]:
     for model, flags in right.items():
         if models and model not in models:
             continue
+        values = np.array(flags, dtype=float)
         figures = {
-            "num_questions": counted(len(flags), len(flags)),
+            "num_questions": counted(len(set(questions[model])), len(flags)),
             "num_correct": counted(sum(flags), len(flags)),
-            "accuracy": mean_figure([float(one) for one in flags], draws=draws, times=100),
+            "accuracy": clustered_figure(values, questions[model], draws=draws, times=100),
         }
         if model in equal:
             share = sum(equal[model]) / len(equal[model])
