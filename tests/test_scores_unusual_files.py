@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prefloop.interfaces import InputError
-from prefloop.scoring import gsm8k
+from prefloop.scoring import alpaca_eval, gsm8k
 from prefloop.scoring.games import Game, read_games
 from prefloop.scoring.tournament import play
 from scored import command, write
@@ -116,3 +116,100 @@ def test_a_truth_without_a_number_is_told(tmp_path):
         InputError, match="row 1: answer ends in no number, so that no solution could be right: 'seven'"
     ):
         gsm8k.score(write(tmp_path / "solutions.jsonl", rows), draws=2)
+
+
+# --- alpaca eval -----------------------------------------------------------------------------------------------------
+
+
+def annotation(instruction: str, preference: object, **more: object) -> dict:
+    return {"instruction": instruction, "output_1": "base", "generator_1": "gpt4_1106_preview", "output_2": "ours",
+            "generator_2": "mine", "preference": preference,
+            "annotator": "weighted_alpaca_eval_gpt4_turbo"} | more  # fmt: skip
+
+
+def test_one_official_row_lends_its_name_to_no_other(tmp_path):
+    rows = [annotation("1", 1.5), annotation("2", 1.5, annotator="mine", generator_1="other")]
+    (found,) = command("score", "alpaca-eval", write(tmp_path / "a.jsonl", rows), "--draws", 2)
+    judges, baselines = "mine, weighted_alpaca_eval_gpt4_turbo", "gpt4_1106_preview, other"
+    assert found["benchmark"] == f"alpaca_eval_2[judge={judges}, baseline={baselines}, prompts=2]"
+
+
+def test_as_many_other_prompts_do_not_have_the_bare_name(tmp_path):
+    rows = [annotation(f"question {place}", 1.5) for place in range(805)]
+    (found,) = command("score", "alpaca-eval", write(tmp_path / "a.jsonl", rows), "--draws", 2)
+    assert found["benchmark"].startswith("alpaca_eval_2[prompts=805/")
+
+
+@pytest.mark.shared
+def test_the_published_prompts_have_the_bare_name(shared):
+    file = shared / "data" / "alpaca_eval" / "annotations_json" / "vicuna-7b-v1.5.json.gz"
+    (found,) = command("score", "alpaca-eval", file, "--draws", 2)
+    assert found["benchmark"] == "alpaca_eval_2"
+
+
+def alpaca_inputs(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "instruction_difficulty.csv").write_text("index,difficulty\n0,0.5\n1.0,-0.5\n")
+    (folder / "gamed_rows.csv").write_text("std_delta_len,instruction_difficulty,preference\n1,0,0.5\n")
+    write(
+        folder / "prompts_and_baseline.jsonl",
+        [{"index": place, "instruction": f"q{place}"} for place in range(2)],
+    )
+    return folder
+
+
+def test_instructions_without_a_difficulty_are_named(tmp_path):
+    rows = [annotation("q0", 1.2), annotation("q1 ", 1.8)]
+    file, inputs = write(tmp_path / "a.jsonl", rows), alpaca_inputs(tmp_path / "inputs")
+    (found,) = command("score", "alpaca-eval", file, "--inputs", inputs, "--draws", 2)
+    assert "lc_win_rate" not in found["figures"]
+    assert found["notes"] == [
+        "1 of 2 instructions have no difficulty in the folder of --inputs, so that the rate is fitted on length alone: 'q1 '"
+    ]
+
+
+def test_weights_say_neither_judge_nor_baseline_and_a_model_without_a_row_is_told(tmp_path):
+    inputs = alpaca_eval.load_inputs(alpaca_inputs(tmp_path / "inputs"))
+    rows = [{"model": "m", "np.tanh(std_delta_len)": 0, "instruction_difficulty": 1e4,
+             "not_gamed_baseline.astype(float)": 0}]  # fmt: skip
+    file = table(tmp_path / "weights.csv", rows)
+    (found,) = alpaca_eval.score(file, inputs=inputs, draws=2)
+    # sure to win the one, sure to lose the other
+    assert found.figures["lc_win_rate_from_weights"].value == pytest.approx(50)
+    assert found.benchmark == "alpaca_eval_2[judge=unknown, baseline=unknown]"
+    with pytest.raises(InputError, match="no rows of other"):
+        alpaca_eval.score(file, inputs=inputs, draws=2, models=["other"])
+
+
+@pytest.mark.parametrize("logprob", ["high", None, 800.0, "1" + "0" * 400])
+def test_log_probabilities_that_are_none_name_the_place(tmp_path, logprob):
+    inputs = alpaca_eval.load_inputs(alpaca_inputs(tmp_path / "inputs"))
+    rows = [{"model": "m", "index": 0, "top_logprobs": {"m": logprob}, "preference": 1}]
+    with pytest.raises(
+        InputError, match="row 1: top_logprobs, 'm' is .*, not the logarithm of a probability"
+    ):
+        alpaca_eval.score(write(tmp_path / "logprobs.jsonl", rows), inputs=inputs, draws=2)
+
+
+def test_rows_that_a_comparison_leaves_out_are_counted_by_reason(tmp_path):
+    rows = [annotation(one, 1.5) for one in "abc"] + [
+        annotation("c", 1.5, generator_2="other"),
+        annotation("d", None, generator_2="other"),
+    ]
+    file = write(tmp_path / "a.jsonl", rows)
+    (found,) = command("compare", "mine", "other", file, "--benchmark", "alpaca-eval", "--draws", 2)
+    assert found["rows"] == {"in": 5, "scored": 2, "dropped": {"no_preference": 1, "only_one_has_it": 2}}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"annotator": "j"}, "mine was judged by weighted_alpaca_eval_gpt4_turbo and other judged by j"),
+        ({"generator_1": "b"}, "mine was judged against gpt4_1106_preview and other judged against b"),
+    ],
+)
+def test_models_are_not_compared_across_judges_or_baselines(tmp_path, change, told):
+    rows = [annotation("a", 1.5), annotation("a", 1.5, generator_2="other", **change)]
+    file = write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(InputError, match=told):
+        command("compare", "mine", "other", file, "--benchmark", "alpaca-eval", "--draws", 2)

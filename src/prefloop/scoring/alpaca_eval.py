@@ -6,10 +6,12 @@ without intercept on length, difficulty and a constant (arXiv:2404.04475), here 
 of a prepared folder.
 """
 
+import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +34,15 @@ from prefloop.scoring.figures import (
     resampled,
     text_of,
 )
-from prefloop.scoring.logistic import fit
-from prefloop.scoring.paired import beside, lengths, note_unpaired, outcomes
-from prefloop.scoring.reading import Row, has, need, number, rows_of, unknown_format
+from prefloop.scoring.logistic import fit, sigmoid
+from prefloop.scoring.paired import UNPAIRED, beside, lengths, note_unpaired, outcomes
+from prefloop.scoring.reading import Row, has, need, number, rows_of, unknown_format, whole
 
 NAME = "alpaca_eval_2"
 JUDGE, BASELINE, PROMPTS = "weighted_alpaca_eval_gpt4_turbo", "gpt4_1106_preview", 805
 """What the bare name stands for."""
+PROMPTS_DIGEST = "20f6c348"
+"""Of the 805 instructions: as many others do not go by the bare name."""
 GAMED_WEIGHT = 0.1
 """Of a regulariser row: 0.2 for its two variants together."""
 FORMATS = {
@@ -76,12 +80,12 @@ def load_inputs(folder: Path) -> Inputs:
     """Reads `instruction_difficulty.csv`, `gamed_rows.csv` and, where it is, `prompts_and_baseline.jsonl(.gz)`."""
     difficulty: dict[Key, float] = {}
     for place, row in rows_of(str(folder / "instruction_difficulty.csv")):
-        difficulty[int(number(row, "index", place))] = number(row, "difficulty", place)
+        difficulty[whole(row, "index", place)] = number(row, "difficulty", place)
     names = ("prompts_and_baseline.jsonl", "prompts_and_baseline.jsonl.gz")
     prompts = next((folder / one for one in names if (folder / one).is_file()), None)
     instructions = {}
     for place, row in rows_of(str(prompts)) if prompts else ():
-        instructions[int(number(row, "index", place))] = str(need(row, "instruction", place))
+        instructions[whole(row, "index", place)] = str(need(row, "instruction", place))
     difficulty |= {instructions[index]: difficulty[index] for index in instructions if index in difficulty}
     gamed = [
         (
@@ -143,7 +147,8 @@ def _verdicts(model: str, rows: Sequence[tuple[str, Row]]) -> Verdicts:
     found: dict[Key, tuple[float, float, float]] = {}
     dropped: Counter[str] = Counter()
     for place, row in rows:
-        key: Key = row["instruction"] if "instruction" in row else int(number(row, "index", place))
+        text = "instruction" in row
+        key: Key = str(need(row, "instruction", place)) if text else whole(row, "index", place)
         if key in found:
             raise InputError(f"{place}: {model} has been judged on this instruction before; keep one row")
         value = preference_of(row, place)
@@ -152,7 +157,6 @@ def _verdicts(model: str, rows: Sequence[tuple[str, Row]]) -> Verdicts:
             continue
         length = _length(row, 2, place)
         found[key] = value, _length(row, 1, place) - length, length
-    first = rows[0][1]
     values = np.array(list(found.values()), dtype=np.float64).reshape(-1, 3)
     return Verdicts(
         model,
@@ -160,11 +164,17 @@ def _verdicts(model: str, rows: Sequence[tuple[str, Row]]) -> Verdicts:
         values[:, 0],
         values[:, 1],
         values[:, 2],
-        first.get("annotator"),
-        first.get("generator_1"),
+        _all_of("annotator", rows),
+        _all_of("generator_1", rows),
         dropped,
         len(rows),
     )
+
+
+def _all_of(column: str, rows: Sequence[tuple[str, Row]]) -> str | None:
+    """Every value that the rows of a model have, so that one official row lends its name to no other; None without any."""
+    found = {str(row.get(column) or "unknown") for _, row in rows}
+    return None if found == {"unknown"} else ", ".join(sorted(found))
 
 
 def _length(row: Row, side: int, place: str) -> float:
@@ -204,23 +214,27 @@ def lc_win_rate(
         weights = np.concatenate([weights, np.full(len(gamed), GAMED_WEIGHT)])
     found = fit(features, labels, weights)
     at_equal_length = found[-1] + (found[1] * difficulty if difficulty is not None else 0.0)
-    return float(100 * np.mean(1 / (1 + np.exp(-at_equal_length * np.ones(len(scores))))))
+    return float(100 * np.mean(sigmoid(at_equal_length * np.ones(len(scores)))))
 
 
 def from_weights(weight_difficulty: float, constant: float, difficulties: np.ndarray) -> float:
     """The same rate from published weights."""
-    return float(100 * np.mean(1 / (1 + np.exp(-(constant + weight_difficulty * difficulties)))))
+    return float(100 * np.mean(sigmoid(constant + weight_difficulty * difficulties)))
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
-def benchmark_name(verdicts: Verdicts, *, number: int) -> str:
-    """The bare name for the official judge, baseline and number of prompts only."""
+def benchmark_name(verdicts: Verdicts) -> str:
+    """The bare name for the official judge, baseline and prompts only."""
+    number = len(verdicts.keys)
+    texts = [key for key in verdicts.keys if isinstance(key, str)]
+    digest = hashlib.sha256(json.dumps(sorted(texts)).encode()).hexdigest()[:8]
+    others = number == PROMPTS and len(texts) == number and digest != PROMPTS_DIGEST
     said = {
         "judge": (verdicts.judge, JUDGE),
         "baseline": (verdicts.baseline, BASELINE),
-        "prompts": (number, PROMPTS),
+        "prompts": (f"{number}/{digest}" if others else number, PROMPTS),
     }
     others = {name: found or "unknown" for name, (found, official) in said.items() if found != official}
     return f"{NAME}[{text_of(others)}]" if others else NAME
@@ -249,9 +263,7 @@ def score_verdicts(verdicts: Verdicts, inputs: Inputs | None, *, draws: int) -> 
     """Win rates of one model."""
     scores, gaps = verdicts.scores, verdicts.length_gaps
     n = len(scores)
-    scored = Scored(
-        benchmark_name(verdicts, number=n), verdicts.model, {}, verdicts.rows_in, Counter(verdicts.dropped)
-    )
+    scored = Scored(benchmark_name(verdicts), verdicts.model, {}, verdicts.rows_in, Counter(verdicts.dropped))
     figures = scored.figures
     figures["num_rows"] = counted(n, n)
     if not n:
@@ -275,6 +287,12 @@ def score_verdicts(verdicts: Verdicts, inputs: Inputs | None, *, draws: int) -> 
     if difficulty is not None:
         without = lc_win_rate(scores, gaps, difficulty, None)
         figures["lc_win_rate_without_regulariser"] = Figure(without, n)
+    if inputs is not None and difficulty is None:
+        unknown = [key for key in verdicts.keys if key not in inputs.difficulty]
+        scored.notes.append(
+            f"{len(unknown)} of {n} instructions have no difficulty in the folder of --inputs, so that the rate is fitted "
+            f"on length alone: {_some(unknown)}"
+        )
     if missing:
         scored.notes.append(
             f"no verdict on {len(missing)} of {n + len(missing)} instructions: {_some(missing)}"
@@ -319,7 +337,10 @@ def _score_weights(path: str, inputs: Inputs, models: Sequence[str]) -> list[Sco
             inputs.all_difficulties,
         )
         n = len(inputs.all_difficulties)
-        found.append(Scored(NAME, model, {"lc_win_rate_from_weights": Figure(rate, n)}, 1))
+        name = f"{NAME}[{text_of({'judge': 'unknown', 'baseline': 'unknown'})}]"  # a file of weights says neither
+        found.append(Scored(name, model, {"lc_win_rate_from_weights": Figure(rate, n)}, 1))
+    if missing := set(models) - {one.subject for one in found}:
+        raise InputError(f"{path}: no rows of {', '.join(sorted(missing))}")
     return found
 
 
@@ -333,7 +354,7 @@ def score_logprobs(path: str, inputs: Inputs) -> Scored:
     dropped: Counter[str] = Counter()
     for place, row in rows_of(path):
         total += 1
-        index = int(number(row, "index", place))
+        index = whole(row, "index", place)
         if index not in inputs.instructions:
             raise InputError(f"{place}: no instruction number {index} in the folder of --inputs")
         logprobs, stored = _logprobs(row, place), preference_of(row, place)
@@ -360,7 +381,20 @@ def _logprobs(row: Row, place: str) -> Mapping[str, float]:
         raise InputError(
             f"{place}: top_logprobs is {type(value).__name__}, not tokens with log-probabilities"
         )
-    return {str(token): float(logprob) for token, logprob in value.items()}
+    return {
+        str(token): _logprob(logprob, f"{place}: top_logprobs, {token!r}") for token, logprob in value.items()
+    }
+
+
+def _logprob(value: object, what: str) -> float:
+    """At most 0; minus infinity is the logarithm of no chance at all."""
+    try:
+        found = float(str(value))
+    except ValueError:
+        found = math.nan
+    if not found <= 0:
+        raise InputError(f"{what} is {value!r}, not the logarithm of a probability")
+    return found
 
 
 # --- two models ------------------------------------------------------------------------------------------------------
@@ -370,12 +404,27 @@ def compare(ours: Verdicts, theirs: Verdicts, inputs: Inputs | None, *, draws: i
     """The paired difference of two models on the instructions that both were judged on; LC is fitted again in each draw."""
     both = [key for key in ours.keys if key in set(theirs.keys)]
     if not both:
-        raise InputError(f"{ours.model} and {theirs.model} have no instruction in common")
+        raise InputError(
+            f"{ours.model} and {theirs.model} have no instruction in common; both must have texts, or both numbers"
+        )
+    for what, one, other in (
+        ("judged by", ours.judge, theirs.judge),
+        ("judged against", ours.baseline, theirs.baseline),
+    ):
+        if one and other and one != other:
+            raise InputError(
+                f"{ours.model} was {what} {one} and {theirs.model} {what} {other}: the difference is not theirs alone; "
+                "give files that were judged alike"
+            )
     a, b = ours.take(both), theirs.take(both)
+    if not (theirs.judge and theirs.baseline):
+        a = replace(a, judge=a.judge and theirs.judge, baseline=a.baseline and theirs.baseline)
     n = len(both)
     gaps = a.scores - b.scores
     subject = f"{ours.model} minus {theirs.model}"
-    scored = Scored(benchmark_name(a, number=n), subject, {}, ours.rows_in + theirs.rows_in)
+    dropped = ours.dropped + theirs.dropped
+    dropped[UNPAIRED] += len(ours.keys) + len(theirs.keys) - 2 * n
+    scored = Scored(benchmark_name(a), subject, {}, ours.rows_in + theirs.rows_in, +dropped)
     scored.figures["paired_win_rate"] = mean_figure(gaps, draws=draws, times=100)
     difficulty, gamed, _ = _beside(a, inputs)
     name = "paired_lc_win_rate" + ("" if difficulty is not None else "[difficulty=none, regulariser=none]")

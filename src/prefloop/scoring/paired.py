@@ -3,6 +3,7 @@
 Unpaired intervals are wider than steps between iterations: only the differences prompt by prompt can tell these apart.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,8 @@ FLIPS = 9_999
 """Random sign flips of the test; with the one that was observed, ten thousand."""
 CHUNK = 4_000_000
 """Signs in memory at once."""
+UNPAIRED = "only_one_has_it"
+"""Why a row counts in no difference: the other model has none for its prompt."""
 ROUNDING = 1e-9
 """Means that differ by no more are equal."""
 
@@ -65,7 +68,8 @@ def compare(
     if not both:
         raise InputError(f"{subject}: no prompt in common")
     gaps = np.array([ours[key] - theirs[key] for key in both])
-    found = Scored(benchmark, subject, {}, len(ours) + len(theirs))
+    unpaired = len(ours) + len(theirs) - 2 * len(both)
+    found = Scored(benchmark, subject, {}, len(ours) + len(theirs), +Counter({UNPAIRED: unpaired}))
     found.figures[f"paired_{name}"] = mean_figure(gaps, draws=draws, times=times)
     found.figures |= beside(gaps, both)
     note_unpaired(found, len(both), len(ours), len(theirs))
