@@ -31,18 +31,21 @@ def test_the_last_verdict_counts():
     assert arena_hard.verdict_of("[[A>C]]") is None
 
 
-def test_strong_verdicts_count_three_rows_and_unreadable_games_drop_the_question(tmp_path):
+def test_strong_verdicts_count_three_rows_and_unreadable_games_none(tmp_path):
     rows = [
         # the model is B in the first game and A in the second: it wins three rows, then one
         {"question_id": "q1", "model": "m", "games": [{"judgment": "[[B>>A]]"}, {"judgment": "[[A>B]]"}]},
         {"question_id": "q2", "model": "m", "games": [{"judgment": "[[A=B]]"}, {"judgment": "[[B>A]]"}]},
+        # the authors' code for v0.1 counts the game that can be read
         {"question_id": "q3", "model": "m", "games": [{"judgment": "?"}, {"judgment": "[[B>A]]"}]},
+        {"question_id": "q4", "model": "m", "games": [None, {"judgment": None}]},
     ]
     (found,) = command("score", "arena-hard", write(tmp_path / "judgements.jsonl", rows))
-    assert found["figures"]["num_rows"]["value"] == 6
-    assert found["figures"]["score"]["value"] == pytest.approx(100 * 4.5 / 6)
-    assert found["figures"]["question_mean"]["value"] == pytest.approx(100 * (1 + 0.25) / 2)
+    assert found["figures"]["num_rows"]["value"] == 7
+    assert found["figures"]["score"]["value"] == pytest.approx(100 * 4.5 / 7)
+    assert found["figures"]["question_mean"]["value"] == pytest.approx(100 * (1 + 0.25 + 0) / 3)
     assert found["rows"]["dropped"] == {"unreadable_verdict": 1}
+    assert "of 1 questions one game could not be read" in found["notes"][-1]
 
 
 # --- version 2.0 -----------------------------------------------------------------------------------------------------

@@ -213,3 +213,61 @@ def test_models_are_not_compared_across_judges_or_baselines(tmp_path, change, to
     file = write(tmp_path / "a.jsonl", rows)
     with pytest.raises(InputError, match=told):
         command("compare", "mine", "other", file, "--benchmark", "alpaca-eval", "--draws", 2)
+
+
+# --- arena-hard ------------------------------------------------------------------------------------------------------
+
+
+def test_a_judge_that_the_file_names_is_not_renamed(tmp_path):
+    row = {"question_id": 1, "model": "m", "judge": "j", "games": ["[[A>B]]", "[[A>B]]"]}
+    file = write(tmp_path / "j.jsonl", [row])
+    with pytest.raises(
+        InputError, match="--judge gpt-4-1106-preview: the file says that j judged m; leave --judge out"
+    ):
+        command("score", "arena-hard", file, "--judge", "gpt-4-1106-preview")
+
+
+def test_a_battle_without_a_winner_is_counted_and_left_out(tmp_path):
+    rows = [
+        {"question_id": one, "model_a": "base", "model_b": "m", "winner": won}
+        for one, won in ((1, "model_b"), (2, ""))
+    ]
+    (found,) = command("score", "arena-hard", table(tmp_path / "battles.csv", rows))
+    assert values(found)["score"] == 100
+    assert found["rows"] == {"in": 2, "scored": 1, "dropped": {"no_winner": 1}}
+
+
+def styled(model: str, question: int, text: str) -> dict:
+    return {"uid": question, "model": model, "messages": [{"role": "assistant", "content": text}]}
+
+
+def test_a_model_without_answers_has_no_style_score(tmp_path):
+    games = ["[[A>B]]", "[[A>B]]"]
+    rows = [{"question_id": one, "model": model, "games": games} for one in (1, 2) for model in ("m", "lost")]
+    answers = [styled(model, one, "x" * one) for one in (1, 2) for model in ("gpt-4-0314", "m")] + [
+        styled("lost", 9, "x")
+    ]
+    file, texts = write(tmp_path / "j.jsonl", rows), write(tmp_path / "answers.jsonl", answers)
+    with pytest.raises(InputError, match="lost: no battle has the answers of both sides"):
+        command("score", "arena-hard", file, "--answers", texts, "--draws", 2)
+
+
+def test_two_answers_of_one_model_to_a_question_are_told(tmp_path):
+    answers = write(
+        tmp_path / "answers.jsonl", [styled("m", 1, "x"), styled("m", 1, "x"), styled("m", 1, "xyz")]
+    )
+    row = {"question_id": 1, "model": "m", "games": ["[[A>B]]", "[[A>B]]"]}
+    with pytest.raises(
+        InputError, match="answers.jsonl row 3: another answer of m to this question was there before"
+    ):
+        command("score", "arena-hard", write(tmp_path / "j.jsonl", [row]), "--answers", answers)
+
+
+def test_models_are_not_compared_across_arena_baselines(tmp_path):
+    rows = [
+        {"question_id": 1, "model_a": base, "model_b": model, "winner": "tie"}
+        for base, model in (("x", "m"), ("y", "n"))
+    ]
+    file = write(tmp_path / "battles.jsonl", rows)
+    with pytest.raises(InputError, match="m was judged against x and n against y"):
+        command("compare", "m", "n", file, "--benchmark", "arena-hard")

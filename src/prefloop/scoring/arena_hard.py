@@ -23,7 +23,7 @@ from prefloop.scoring.figures import (
     mean_figure,
     text_of,
 )
-from prefloop.scoring.reading import Row, has, need, rows_of, unknown_format
+from prefloop.scoring.reading import Row, absent, has, id_of, need, rows_of, unknown_format
 
 
 class Official(NamedTuple):
@@ -81,6 +81,8 @@ class Battles:
     """By the model, 0, 1 or one half."""
     rows_in: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    half_read: int = 0
+    """Questions of which one game counts, the other being unreadable."""
 
     @property
     def baseline(self) -> str:
@@ -123,6 +125,7 @@ def read_battles(path: str, models: Sequence[str] = ()) -> list[Battles]:
             judged.add(key)
         if one.reason is not None:
             mine.dropped[one.reason] += 1
+        mine.half_read += one.half_read
         mine.questions += [one.question] * len(one.won)
         mine.won += one.won
     if missing := set(models) - {model for model, _ in found}:
@@ -138,48 +141,57 @@ class _Battle(NamedTuple):
     question: str
     won: Sequence[float]
     reason: str | None = None
+    half_read: bool = False
 
 
 def _battle(row: Row, path: str, place: str) -> _Battle:
     judge = str(row["judge"]) if row.get("judge") else None
     if has(row, FORMATS["battles"]):
-        winner = str(need(row, "winner", place))
+        question = id_of(row, "question_id", place)
+        sides = str(need(row, "model_b", place)), str(need(row, "model_a", place))
+        if absent(row["winner"]):
+            return _Battle(*sides, None, judge, question, (), "no_winner")
+        winner = str(row["winner"])
         if winner not in WON and not winner.startswith("tie"):
             raise InputError(f"{place}: winner is {winner!r}, not model_a, model_b or tie")
-        question = str(need(row, "question_id", place))
-        won = (WON.get(winner, 0.5),)
-        return _Battle(str(row["model_b"]), str(row["model_a"]), None, judge, question, won)
+        return _Battle(*sides, None, judge, question, (WON.get(winner, 0.5),))
     model = str(need(row, "model", place)) if "games" in row else ""
     if has(row, FORMATS["judgements of v2.0"]):
-        category, question = str(need(row, "category", place)), str(need(row, "uid", place))
+        category, question = str(need(row, "category", place)), id_of(row, "uid", place)
         official = OFFICIAL_V2.get(category)
         baseline = str(row.get("baseline") or (official.baseline if official else "unknown"))
     elif has(row, FORMATS["judgements of v0.1"]):
-        category, question = None, str(need(row, "question_id", place))
+        category, question = None, id_of(row, "question_id", place)
         baseline = str(row.get("baseline") or OFFICIAL.baseline)
     else:
         raise unknown_format(path, row, FORMATS)
     games = row["games"]
     if not isinstance(games, Sequence) or isinstance(games, str) or len(games) != 2:
         raise InputError(f"{place}: games is not a list of two; the judge sees each question in both orders")
-    won = won_in(games, single_brackets=category is not None)
-    reason = "unreadable_verdict" if won is None else None
-    return _Battle(model, baseline, category, judge, question, won or [], reason)
+    each = _games(games, single_brackets=category is not None)
+    won = won_in(games) if category is None else [one for game in each for one in game if all(each)]
+    reason = None if won else "unreadable_verdict"
+    return _Battle(model, baseline, category, judge, question, won, reason, bool(won) and not all(each))
 
 
-def won_in(games: Sequence[Any], *, single_brackets: bool = False) -> list[float] | None:
-    """What the model won in each row that two games count; None where a verdict cannot be read.
+def won_in(games: Sequence[Any]) -> list[float]:
+    """What the model won in each row that two games of v0.1 count.
+
+    A game that cannot be read counts none, and the other one still counts, as for the authors; v2.0 drops both.
+    """
+    return [one for game in _games(games, single_brackets=False) for one in game]
+
+
+def _games(games: Sequence[Any], *, single_brackets: bool) -> list[list[float]]:
+    """Of each game what the model won in its rows; none where the verdict cannot be read.
 
     The baseline is A in the first game, the model in the second.
     """
-    won: list[float] = []
+    found = []
     for number, game in enumerate(games):
-        label = verdict_of(_text(game), single_brackets=single_brackets)
-        if label is None:
-            return None
-        share, rows = ROWS[label]
-        won += [share if number == 0 else 1 - share] * rows
-    return won
+        share, rows = ROWS.get(verdict_of(_text(game), single_brackets=single_brackets) or "", (0.0, 0))
+        found.append([share if number == 0 else 1 - share] * rows)
+    return found
 
 
 def _text(game: Any) -> str:
@@ -199,6 +211,10 @@ def benchmark_name(battles: Battles, *, questions: int, judge: str | None = None
     """The bare name for the official judge, baseline and number of questions only."""
     official = OFFICIAL if battles.category is None else OFFICIAL_V2.get(battles.category)
     bare = (NAME if battles.category is None else f"{NAME_V2}_{battles.category}") + more
+    if judge and (others := battles.judges - {"unknown", judge}):
+        raise InputError(
+            f"--judge {judge}: the file says that {', '.join(sorted(others))} judged {battles.model}; leave --judge out"
+        )
     said = {
         "judge": judge or ", ".join(sorted(battles.judges)),
         "baseline": battles.baseline,
@@ -234,6 +250,10 @@ def _scored(battles: Battles, draws: int, judge: str | None) -> Scored:
     found.notes.append(
         "the interval of score_rows takes battles for independent, as the authors' does; that of score draws questions"
     )
+    if battles.half_read:
+        found.notes.append(
+            f"of {battles.half_read} questions one game could not be read; the other counts, as the authors do in v0.1"
+        )
     if battles.category is not None:
         found.notes.append("the authors print the 90 % interval of score_rows_90_percent")
     return found

@@ -16,7 +16,7 @@ from prefloop.interfaces import InputError
 from prefloop.scoring.arena_hard import Battles, benchmark_name
 from prefloop.scoring.figures import Figure, Scored, counted, percentiles
 from prefloop.scoring.logistic import fit, sigmoid
-from prefloop.scoring.reading import Row, need, rows_of
+from prefloop.scoring.reading import Row, absent, id_of, need, rows_of
 from prefloop.scoring.style import Control, Style, columns_of, differences, standardised, style_of
 
 Answers = Mapping[str, Mapping[str, Style]]
@@ -33,12 +33,16 @@ def read_answers(paths: Sequence[str]) -> Answers:
     counted_by: set[str] = set()
     for path in paths:
         for place, row in rows_of(path):
-            question = str(row.get("uid") or need(row, "question_id", place))
+            question = id_of(row, "question_id" if absent(row.get("uid")) else "uid", place)
             model = str(row.get("model") or need(row, "model_id", place))
             metadata = row.get("metadata")
             style = _stored(metadata, place) if metadata else style_of(_text(row, place))
             counted_by.add("tokens" if metadata else "characters")
-            found.setdefault(model, {})[question] = style
+            mine = found.setdefault(model, {})
+            if mine.setdefault(question, style) != style:
+                raise InputError(
+                    f"{place}: another answer of {model} to this question was there before; keep one"
+                )
     if len(counted_by) > 1:
         raise InputError(
             f"{', '.join(paths)}: some answers have metadata with their tokens and some have not; "
@@ -156,18 +160,19 @@ def _pool(
             raise InputError(f"no answers of {model}; name their file with --answers")
     rows: Counter[tuple[int, str, float]] = Counter()
     for place, one in enumerate(battles):
-        unknown = set()
+        unknown: Counter[str] = Counter()
         for question, won in zip(one.questions, one.won, strict=True):
             if question in answers[one.model] and question in answers[baseline]:
                 rows[place, question, won] += 1
             else:
-                unknown.add(question)
-        if unknown:
-            dropped[place]["no_answer"] += len(unknown)
-    if not rows:
-        raise InputError(
-            "no battle has the answers of both sides; are these the answers to the same questions?"
-        )
+                unknown[question] += 1
+        if len(unknown) == len(set(one.questions)):
+            raise InputError(
+                f"{one.model}: no battle has the answers of both sides; are these the answers to the same questions?"
+            )
+        if unknown:  # a row of the file is a battle, or a question with both games
+            battle_rows = one.rows_in - one.dropped.total() == len(one.won)
+            dropped[place]["no_answer"] += unknown.total() if battle_rows else len(unknown)
     keys = list(rows)
     times = np.array(list(rows.values()), dtype=float)
     ours = [answers[battles[place].model][question] for place, question, _ in keys]

@@ -1,6 +1,6 @@
 """`prefloop compare`: which benchmark's files are paired by what."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from prefloop.scoring.paired import compare, compare_solved
 Benchmark = Literal["alpaca-eval", "arena-hard", "mt-bench", "gsm8k", "human-eval"]
 NORMAL = 1.96
 """Standard errors of a 95 % interval's half width."""
+K = TypeVar("K", str, tuple[str, str | None])
 T = TypeVar("T")
 
 
@@ -29,19 +30,21 @@ def compare_files(
     subject = f"{ours} minus {theirs}"
     match benchmark:
         case "alpaca-eval":
-            verdicts = {one.model: one for file in files for one in alpaca_eval.read_verdicts(file)}
+            verdicts = _once(
+                (one.model, one, file) for file in files for one in alpaca_eval.read_verdicts(file)
+            )
             found = alpaca_eval.compare(_named(verdicts, ours), _named(verdicts, theirs), inputs, draws=draws)
         case "mt-bench":
-            ratings = {name: one for file in files for name, one in mt_bench.read_ratings(file).items()}
+            ratings = _once((*read, file) for file in files for read in mt_bench.read_ratings(file).items())
             found = mt_bench.compare(_named(ratings, ours), _named(ratings, theirs), subject, draws=draws)
         case "arena-hard":
             found = _compare_arena_hard(ours, theirs, files, draws)
         case "gsm8k":
-            solved = {name: one for file in files for name, one in gsm8k.read_solutions(file).items()}
+            solved = _once((*read, file) for file in files for read in gsm8k.read_solutions(file).items())
             pair = _named(solved, ours), _named(solved, theirs)
             found = compare_solved("accuracy", gsm8k.NAME, subject, *pair, draws=draws)
         case "human-eval":
-            solved = {name: one for file in files for name, one in pass_fail.read_results(file).items()}
+            solved = _once((*read, file) for file in files for read in pass_fail.read_results(file).items())
             pair = _named(solved, ours), _named(solved, theirs)
             found = compare_solved("pass_rate", pass_fail.NAME, subject, *pair, draws=draws)
     for name, one in found.figures.items():
@@ -53,6 +56,17 @@ def compare_files(
     return found
 
 
+def _once(read: Iterable[tuple[K, T, str]]) -> dict[K, T]:
+    """What files say by model; a second file must not replace what the first says. Raises InputError."""
+    found: dict[K, T] = {}
+    for key, one, file in read:
+        if key in found:
+            name = key if isinstance(key, str) else next(iter(key))
+            raise InputError(f"{file}: {name!r} is in a file before it as well; put its rows into one file")
+        found[key] = one
+    return found
+
+
 def _named(found: Mapping[str, T], name: str) -> T:
     if name not in found:
         raise InputError(f"no rows of {name!r}; there are {', '.join(sorted(found))}")
@@ -61,7 +75,9 @@ def _named(found: Mapping[str, T], name: str) -> T:
 
 def _compare_arena_hard(ours: str, theirs: str, files: Sequence[str], draws: int) -> Scored:
     """Means of questions, of which each counts once; then the benchmark's score, where strong verdicts count three rows."""
-    battles = {(one.model, one.category): one for file in files for one in arena_hard.read_battles(file)}
+    battles = _once(
+        ((one.model, one.category), one, file) for file in files for one in arena_hard.read_battles(file)
+    )
     names = {model for model, _ in battles}
     for name in (ours, theirs):
         _named(dict.fromkeys(names), name)
@@ -69,6 +85,12 @@ def _compare_arena_hard(ours: str, theirs: str, files: Sequence[str], draws: int
     if not categories:
         raise InputError(f"{ours} and {theirs} were judged in no category in common")
     a, b = ([battles[name, one] for one in categories] for name in (ours, theirs))
+    for one, other in zip(a, b, strict=True):
+        if one.baseline != other.baseline:
+            raise InputError(
+                f"{ours} was judged against {one.baseline} and {theirs} against {other.baseline}: the difference is not "
+                "theirs alone; give battles against the same baseline"
+            )
     against = sorted({one.baseline for one in (*a, *b)})
     judges = sorted(set().union(*(one.judges for one in (*a, *b))))
     bare = arena_hard.NAME if categories == [None] else arena_hard.NAME_V2
