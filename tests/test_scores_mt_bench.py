@@ -46,7 +46,7 @@ def test_the_official_judge_and_all_questions_have_the_bare_name(shared, tmp_pat
             assert found["figures"]["mean_without_broken_references"]["n"] == 160 - 2 * 13
     rows = [{"question_id": 81 + place, "judge": "other", "judgment": "[[5]]"} for place in range(80)]
     (other,) = command("score", "mt-bench", write(tmp_path / "other.jsonl", rows))
-    assert other["benchmark"] == "mt_bench[judge=other]"
+    assert other["benchmark"] == "mt_bench[judge=other, turns=80/160]"
 
 
 # --- pairs -----------------------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def test_only_a_win_in_both_orders_is_one(tmp_path):
     )
     assert b["figures"]["adjusted_win_rate"]["value"] == pytest.approx(40)
     assert a["rows"]["dropped"] == {"unreadable_verdict": 1}
-    assert a["benchmark"] == "mt_bench_pairwise[baseline=b]"
+    assert a["benchmark"] == "mt_bench_pairwise[baseline=b, questions=5]"
     assert of_file["figures"]["order_agreement"]["value"] == pytest.approx(4 / 5)
 
 
@@ -107,10 +107,10 @@ def test_games_against_the_baseline_alone(tmp_path):
     found = command("score", "mt-bench-pairs", file, "--baseline", "gpt-3.5-turbo")
     rates = {one["subject"]: one["figures"]["adjusted_win_rate"]["value"] for one in found[:-1]}
     assert rates == {"a": 100, "b": 0}
-    assert found[0]["benchmark"] == "mt_bench_pairwise"
+    assert found[0]["benchmark"] == "mt_bench_pairwise[questions=1]"
     everyone = command("score", "mt-bench-pairs", file)
     assert {one["subject"]: one["benchmark"] for one in everyone[:-1]} == dict.fromkeys(
-        ("a", "gpt-3.5-turbo", "b"), "mt_bench_pairwise[baseline=all 2]"
+        ("a", "gpt-3.5-turbo", "b"), "mt_bench_pairwise[baseline=all 2, questions=1]"
     )
     assert everyone[0]["figures"]["adjusted_win_rate"]["value"] == 50
 

@@ -271,3 +271,77 @@ def test_models_are_not_compared_across_arena_baselines(tmp_path):
     file = write(tmp_path / "battles.jsonl", rows)
     with pytest.raises(InputError, match="m was judged against x and n against y"):
         command("compare", "m", "n", file, "--benchmark", "arena-hard")
+
+
+# --- mt-bench --------------------------------------------------------------------------------------------------------
+
+
+def rating(question: object, value: object, **more: object) -> dict:
+    return {
+        "question_id": question,
+        "model": "m",
+        "judge": ["gpt-4", "single-v1"],
+        "judgment": f"[[{value}]]",
+    } | more
+
+
+def test_numbers_as_text_are_questions_turns_and_stored_scores(tmp_path):
+    # 81 is of writing, 104 of reasoning with a wrong reference
+    rows = [
+        rating("81", 7.5, turn="1.0", score="7.5"),
+        rating(104.0, 4, turn="2", score="4"),
+        rating("82", "none", turn="1", score="-1"),
+    ]
+    file = write(tmp_path / "r.jsonl", rows)
+    found, of_file = command("score", "mt-bench", file)
+    expected = {"mean": 5.75, "mean_without_broken_references": 7.5, "turn_1": 7.5, "turn_2": 4,
+                "category_writing": 7.5, "category_reasoning": 4}  # fmt: skip
+    assert values(found).items() >= expected.items()
+    assert values(of_file)["share_equal_to_stored"] == 1
+    with pytest.raises(InputError, match="row 1: turn is 'one', not a number"):
+        command("score", "mt-bench", write(tmp_path / "r.jsonl", [rating(81, 7, turn="one")]))
+
+
+@pytest.mark.parametrize(
+    ("turns", "template", "name"),
+    [
+        ((1, 2), "single-v1", "mt_bench"),
+        ((1,), "single-v1", "mt_bench[turns=80/160]"),
+        ((1, 2), "mine", "mt_bench[template=mine]"),
+    ],
+)
+def test_half_of_the_turns_or_another_template_are_not_the_benchmark(tmp_path, turns, template, name):
+    rows = [
+        rating(81 + place, 5, turn=turn, judge=["gpt-4", template]) for place in range(80) for turn in turns
+    ]
+    (found,) = command("score", "mt-bench", write(tmp_path / "r.jsonl", rows), "--draws", 2)
+    assert found["benchmark"] == name
+
+
+def test_repeated_ratings_are_told(tmp_path):
+    (found,) = command(
+        "score", "mt-bench", write(tmp_path / "r.jsonl", [rating(81, 5), rating(81, 6), rating(81, "?")])
+    )
+    assert values(found)["mean"] == 5.5
+    assert found["notes"] == ["2 rows repeat a question and turn of another row; all of them count"]
+
+
+def test_a_comparison_of_ratings_says_who_judged_and_what_it_left_out(tmp_path):
+    rows = [rating(81, 5, judge="j"), rating(82, 5, judge="j"), rating(82, "?", judge="j", turn=2)]
+    rows += [rating(82, 7, judge="j", model="other")]
+    file = write(tmp_path / "r.jsonl", rows)
+    (found,) = command("compare", "m", "other", file, "--benchmark", "mt-bench")
+    assert found["benchmark"] == "mt_bench[judge=j, questions=1]"
+    assert values(found)["paired_mean"] == -2
+    assert found["rows"] == {"in": 4, "scored": 2, "dropped": {"unreadable_rating": 1, "only_one_has_it": 1}}
+    file = write(tmp_path / "r.jsonl", [*rows, rating(81, 7, model="third")])
+    with pytest.raises(
+        InputError, match="m minus third: judged by j and by gpt-4; give ratings of one judge"
+    ):
+        command("compare", "m", "third", file, "--benchmark", "mt-bench")
+
+
+def test_a_second_file_does_not_replace_what_the_first_says_of_a_model(tmp_path):
+    files = [write(tmp_path / f"{place}.jsonl", [rating(81 + place, 5)]) for place in range(2)]
+    with pytest.raises(InputError, match=r"1.jsonl: 'm' is in a file before it as well"):
+        command("compare", "m", "m", *files, "--benchmark", "mt-bench")

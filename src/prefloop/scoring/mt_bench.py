@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,8 @@ import numpy as np
 from prefloop.interfaces import InputError
 from prefloop.scoring.figures import Figure, Scored, clustered_figure, counted, text_of
 from prefloop.scoring.mt_bench_pairs import TIE_WITHIN, judge_of
-from prefloop.scoring.paired import beside, note_unpaired
-from prefloop.scoring.reading import Row, has, need, rows_of, unknown_format
+from prefloop.scoring.paired import UNPAIRED, beside, note_unpaired
+from prefloop.scoring.reading import Row, absent, has, id_of, rows_of, unknown_format, whole
 
 NAME = "mt_bench"
 RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
@@ -20,8 +20,10 @@ SINGLE_BRACKETS = re.compile(r"\[(\d+\.?\d*)\]")
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 FIRST_QUESTION, EACH = 81, 10
 """Questions 81 to 160, ten of each category."""
-JUDGE, QUESTIONS, REFERENCE = "gpt-4", 80, "gpt-4"
+JUDGE, QUESTIONS, TURNS, REFERENCE = "gpt-4", 80, 2, "gpt-4"
 """What the bare name stands for; the reference is the set of answers that the judge sees for maths, reasoning, coding."""
+TEMPLATES = frozenset(f"single{kind}-v1{turns}" for kind in ("", "-math") for turns in ("", "-multi-turn"))
+"""The benchmark's own; another template is part of the name."""
 BROKEN = frozenset(map(str, (104, 105, 109, 111, 113, 114, 120, 122, 124, 125, 126, 128, 130)))
 """Questions whose answer in the official reference set is wrong (FastChat's pull request 3158)."""
 FORMATS = {"judgements": ("question_id", "judgment")}
@@ -46,11 +48,11 @@ class Rating:
     value: float
 
 
-def category_of(question: object) -> str | None:
+def category_of(question: str) -> str | None:
     """The category of one of the 80 questions, by its number."""
-    if not isinstance(question, int):
+    if not question.isdecimal():
         return None
-    place = (question - FIRST_QUESTION) // EACH
+    place = (int(question) - FIRST_QUESTION) // EACH
     return CATEGORIES[place] if 0 <= place < len(CATEGORIES) else None
 
 
@@ -60,6 +62,10 @@ class Read:
 
     ratings: list[Rating] = field(default_factory=list)
     judges: set[str] = field(default_factory=set)
+    templates: set[str] = field(default_factory=set)
+    """Other than the benchmark's own."""
+    asked: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """How many rows each question and turn has, read or not."""
     rows_in: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     equal: int = 0
@@ -77,6 +83,10 @@ def read_ratings(path: str) -> dict[str, Read]:
         mine = found.setdefault(model, Read())
         mine.rows_in += 1
         mine.judges.add(judge_of(row))
+        mine.templates |= _template_of(row)
+        question = id_of(row, "question_id", place)
+        turn = 1 if absent(row.get("turn")) else whole(row, "turn", place)
+        mine.asked[question, turn] += 1
         value = rating_of(str(row["judgment"] or ""))
         if "score" in row:
             mine.stored += 1
@@ -87,14 +97,24 @@ def read_ratings(path: str) -> dict[str, Read]:
         if not LOWEST <= value <= HIGHEST:
             mine.dropped["rating_out_of_range"] += 1
             continue
-        question = need(row, "question_id", place)
-        mine.ratings.append(Rating(str(question), int(row.get("turn") or 1), category_of(question), value))
+        mine.ratings.append(Rating(question, turn, category_of(question), value))
     return found
+
+
+def _template_of(row: Row) -> set[str]:
+    """The judge's template, where FastChat's pair of judge and template names one of another's making."""
+    judge = row.get("judge")
+    named = {str(one) for one in judge[1:2]} if isinstance(judge, list) else set()
+    return named - TEMPLATES
 
 
 def _same(row: Row, value: float | None) -> bool:
     stored = row["score"]
-    return (stored in (None, MISSING)) if value is None else stored == value
+    try:
+        read = MISSING if absent(stored) else float(stored)
+    except (TypeError, ValueError):
+        return False
+    return read == (MISSING if value is None else value)
 
 
 def score(path: str, *, draws: int, models: Sequence[str] = (), reference: str = REFERENCE) -> list[Scored]:
@@ -113,15 +133,21 @@ def score(path: str, *, draws: int, models: Sequence[str] = (), reference: str =
     if stored and not models:
         equal = sum(one.equal for one in read.values())
         figures = {"share_equal_to_stored": Figure(equal / stored, stored)}
-        found.append(Scored(NAME, Path(path).name, figures, stored))
+        judges = ", ".join(sorted(set().union(*(one.judges for one in read.values()))))
+        name = NAME if judges == JUDGE else f"{NAME}[{text_of({'judge': judges})}]"
+        found.append(Scored(name, Path(path).name, figures, stored))
     return found
 
 
 def benchmark_name(read: Read, *, reference: str) -> str:
-    """The bare name for the official judge, all questions and the official references only."""
+    """The bare name for the official judge, its templates, all questions in both turns and the official references only."""
+    questions = len({one.question for one in read.ratings})
+    turns = len(read.asked) if questions == QUESTIONS else QUESTIONS * TURNS
     said = {
         "judge": (", ".join(sorted(read.judges)), JUDGE),
-        "questions": (len({one.question for one in read.ratings}), QUESTIONS),
+        "template": (", ".join(sorted(read.templates)), ""),
+        "questions": (questions, QUESTIONS),
+        "turns": (f"{turns}/{QUESTIONS * TURNS}", f"{QUESTIONS * TURNS}/{QUESTIONS * TURNS}"),
         "reference": (reference, REFERENCE),
     }
     named = {name: found for name, (found, official) in said.items() if found != official}
@@ -151,22 +177,49 @@ def _scored(model: str, read: Read, reference: str, draws: int) -> Scored:
     for category in CATEGORIES:
         if some := [one for one in ratings if one.category == category]:
             figures[f"category_{category}"] = mean(some)
+    if repeated := sum(count - 1 for count in read.asked.values()):
+        found.notes.append(f"{repeated} rows repeat a question and turn of another row; all of them count")
     return found
 
 
 def compare(ours: Read, theirs: Read, subject: str, *, draws: int) -> Scored:
     """The paired difference of two models, over the questions that both were rated on in the same turns."""
-    means = [
-        {key: np.mean([one.value for one in read.ratings if (one.question, one.turn) == key]) for key in
-         {(one.question, one.turn) for one in read.ratings}}
-        for read in (ours, theirs)
-    ]  # fmt: skip
+    if ours.judges != theirs.judges or ours.templates != theirs.templates:
+        raise InputError(
+            f"{subject}: judged by {', '.join(sorted(ours.judges | ours.templates))} and by "
+            f"{', '.join(sorted(theirs.judges | theirs.templates))}; give ratings of one judge and template"
+        )
+    means = [_means(read.ratings) for read in (ours, theirs)]
     both = sorted(means[0].keys() & means[1].keys())
     if not both:
         raise InputError(f"{subject}: no question was rated for both")
     gaps = np.array([means[0][key] - means[1][key] for key in both])
     figure = clustered_figure(gaps, [question for question, _ in both], draws=draws)
-    found = Scored(NAME, subject, {"paired_mean": figure}, ours.rows_in + theirs.rows_in)
+    dropped = ours.dropped + theirs.dropped
+    dropped[UNPAIRED] = (
+        len(ours.ratings)
+        + len(theirs.ratings)
+        - sum(
+            (one.question, one.turn) in means[0].keys() & means[1].keys()
+            for read in (ours, theirs)
+            for one in read.ratings
+        )
+    )
+    common = replace(
+        ours,
+        ratings=[one for one in ours.ratings if (one.question, one.turn) in means[1]],
+        asked=Counter(dict.fromkeys(ours.asked.keys() & theirs.asked.keys(), 1)),
+    )
+    name = benchmark_name(common, reference=REFERENCE)
+    found = Scored(name, subject, {"paired_mean": figure}, ours.rows_in + theirs.rows_in, +dropped)
     found.figures |= beside(gaps, [question for question, _ in both], tie_within=TIE_WITHIN)
     note_unpaired(found, len(both), len(means[0]), len(means[1]))
     return found
+
+
+def _means(ratings: Sequence[Rating]) -> dict[tuple[str, int], float]:
+    """The mean of each question and turn."""
+    values: dict[tuple[str, int], list[float]] = {}
+    for one in ratings:
+        values.setdefault((one.question, one.turn), []).append(one.value)
+    return {key: float(np.mean(some)) for key, some in values.items()}

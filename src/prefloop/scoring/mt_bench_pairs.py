@@ -15,10 +15,10 @@ import numpy as np
 
 from prefloop.interfaces import InputError
 from prefloop.scoring.figures import Figure, Scored, clustered_figure, counted, text_of
-from prefloop.scoring.reading import Row, has, need, rows_of, unknown_format
+from prefloop.scoring.reading import Row, has, id_of, need, rows_of, unknown_format
 
 NAME = "mt_bench_pairwise"
-JUDGE, BASELINE = "gpt-4", "gpt-3.5-turbo"
+JUDGE, BASELINE, QUESTIONS = "gpt-4", "gpt-3.5-turbo", 80
 """What the bare name stands for."""
 FORMATS = {"pairs": ("question_id", "model_1", "model_2")}
 Winner = Literal["model_1", "model_2", "tie"]
@@ -76,7 +76,7 @@ def score(path: str, *, draws: int, models: Sequence[str] = (), baseline: str | 
         sides = str(need(row, "model_1", place)), str(need(row, "model_2", place))
         if baseline is not None and baseline not in sides:
             continue
-        question = str(need(row, "question_id", place))
+        question = id_of(row, "question_id", place)
         winners: list[Winner | None] = [_winner(row, game, place, equal) for game in (0, 1)]
         if None not in winners:
             agree.append(winners[0] == winners[1])
@@ -101,7 +101,9 @@ def score(path: str, *, draws: int, models: Sequence[str] = (), baseline: str | 
     found = [
         _scored(model, one, baseline, draws) for model, one in games.items() if not models or model in models
     ]
-    of_file = Scored(NAME, Path(path).name, {}, len(agree))
+    judges = ", ".join(sorted(set().union(*(one.judges for one in games.values()))))
+    name = NAME if judges == JUDGE else f"{NAME}[{text_of({'judge': judges})}]"
+    of_file = Scored(name, Path(path).name, {}, len(agree))
     both = np.array(agree, dtype=float)
     of_file.figures["order_agreement"] = (
         clustered_figure(both, questions, draws=draws) if agree else Figure(None, 0)
@@ -148,7 +150,11 @@ def _scored(model: str, games: Games, baseline: str | None, draws: int) -> Score
     against = baseline or (
         f"all {len(games.opponents)}" if len(games.opponents) > 1 else next(iter(games.opponents))
     )
-    said = {"judge": (judges, JUDGE), "baseline": (against, BASELINE)}
+    said = {
+        "judge": (judges, JUDGE),
+        "baseline": (against, BASELINE),
+        "questions": (len(set(games.questions)), QUESTIONS),
+    }
     named = {name: one for name, (one, official) in said.items() if one != official}
     found = Scored(f"{NAME}[{text_of(named)}]" if named else NAME, model, {}, games.rows_in, games.dropped)
     figures, results = found.figures, np.array(games.results)
