@@ -345,3 +345,50 @@ def test_a_second_file_does_not_replace_what_the_first_says_of_a_model(tmp_path)
     files = [write(tmp_path / f"{place}.jsonl", [rating(81 + place, 5)]) for place in range(2)]
     with pytest.raises(InputError, match=r"1.jsonl: 'm' is in a file before it as well"):
         command("compare", "m", "m", *files, "--benchmark", "mt-bench")
+
+
+# --- agreement and judges --------------------------------------------------------------------------------------------
+
+
+def test_a_rating_that_nobody_gave_is_counted_and_left_out(tmp_path):
+    given = [(1, "a", "1"), (1, "b", "1"), (2, "a", "2"), (2, "b", ""), (3, "a", "2"), (3, "b", "1")]
+    rows = [{"unit": unit, "annotator": who, "value": value} for unit, who, value in given]
+    (found,) = command("score", "agreement", table(tmp_path / "ratings.csv", rows), "--draws", 10)
+    assert values(found)["raw"] == 0.5
+    assert found["rows"] == {"in": 6, "scored": 5, "dropped": {"no_value": 1}}
+    with pytest.raises(InputError, match="row 1: value is 'inf'; give a number or the name of a choice"):
+        command("score", "agreement", table(tmp_path / "ratings.csv", [rows[0] | {"value": "inf"}]))
+
+
+def test_counts_do_not_say_who_gave_what_and_know_what_nobody_chose(tmp_path):
+    row = {"counts": [[2, 0, 0], [0, 2, 0], [1, 1, 0], [2, 0, 0]]}
+    (found,) = command("score", "agreement", write(tmp_path / "counts.jsonl", [row]), "--draws", 10)
+    assert "cohen_kappa" not in found["figures"]
+    # agreement 3/4; of three choices by chance (5/8 * 3/8 + 3/8 * 5/8 + 0) / 2 = 15/64
+    assert values(found)["gwet_ac1"] == pytest.approx((3 / 4 - 15 / 64) / (1 - 15 / 64), abs=1e-6)
+
+
+def test_verdicts_may_be_numbers_and_unreadable_ones_are_counted(tmp_path):
+    rows = [
+        {"label": 1.0, "ab": 1.0, "ba": 1},
+        {"label": "2", "ab": "2", "ba": None},
+        {"label": 1, "ab": "?", "ba": "?"},
+    ]
+    (found,) = command("score", "judge", write(tmp_path / "verdicts.jsonl", rows))
+    expected = {"num_pairs": 3, "accuracy": 50, "position_agreement": 100 / 3, "num_unreadable": 3}
+    assert values(found) == pytest.approx(expected)
+
+
+def test_pairs_of_one_ranking_are_drawn_together(tmp_path):
+    # of three pairs the longer answer wins two: a mean of 2/3 in every sample of one prompt
+    rows = [{"messages": [], "ranked_responses": ["xx", "xxx", "x"]}]
+    (found,) = command("score", "judge", write(tmp_path / "ranked.jsonl", rows))
+    figure = found["figures"]["longest_answer_accuracy"]
+    assert [figure[name] for name in ("value", "low", "high")] == pytest.approx([200 / 3] * 3)
+
+
+@pytest.mark.parametrize("preferences", [[0.5], "0.5", [0.5, "high"]])
+def test_groups_that_do_not_fit_together_name_the_place(tmp_path, preferences):
+    rows = [{"prompt": "p", "responses": ["a", "b"], "preference_vs_reference": preferences}]
+    with pytest.raises(InputError, match="row 1: "):
+        command("score", "judge", write(tmp_path / "groups.jsonl", rows))

@@ -4,10 +4,11 @@ Reads one rating a row (unit, annotator, value), or whole tables as textbooks pr
 counts (units by values) or the cross table of two annotators. The figures themselves are `prefloop.agreement`'s.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from prefloop.agreement import (
     Level,
@@ -23,7 +24,7 @@ from prefloop.agreement import (
 )
 from prefloop.interfaces import InputError
 from prefloop.scoring.figures import Figure, Scored, counted
-from prefloop.scoring.reading import Row, has, need, rows_of, unknown_format
+from prefloop.scoring.reading import Row, absent, has, need, rows_of, unknown_format
 
 NAME = "agreement"
 FORMATS = {
@@ -38,13 +39,27 @@ def score(path: str, *, draws: int) -> list[Scored]:
     """The agreement in a file, or in each table of it. Raises InputError."""
     rows = list(rows_of(path))
     if has(rows[0][1], FORMATS["ratings"]):
-        ratings = [_rating(row, place) for place, row in rows]
-        return [_scored(Path(path).name, ratings, draws)]
+        given = [(place, row) for place, row in rows if not absent(row.get("value"))]
+        found = _scored(_Read(Path(path).name, [_rating(row, place) for place, row in given]), draws)
+        found.rows_in = len(rows)
+        found.dropped += Counter({"no_value": len(rows) - len(given)})
+        return [found]
     return [
-        _scored(name, ratings, draws)
+        _scored(one, draws)
         for place, row in rows
-        for name, ratings in _tables(row, str(row.get("name") or Path(path).name), place, path)
+        for one in _tables(row, str(row.get("name") or Path(path).name), place, path)
     ]
+
+
+class _Read(NamedTuple):
+    """The ratings of a file or of one of its tables."""
+
+    name: str
+    ratings: list[Rating]
+    values: Sequence[Value] | None = None
+    """What could be chosen, where a table has columns for it, of which some may be empty."""
+    annotators_known: bool = True
+    """Not in a table of counts: it does not say who gave which."""
 
 
 def _rating(row: Row, place: str) -> Rating:
@@ -63,15 +78,18 @@ def _as_value(value: Any, place: str) -> Value:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise InputError(f"{place}: value is {value!r}; give a number or the name of a choice")
     try:
-        return float(value)
-    except ValueError:
+        found = float(value)
+    except (ValueError, OverflowError):
         return str(value)
+    if not math.isfinite(found):
+        raise InputError(f"{place}: value is {value!r}; give a number or the name of a choice")
+    return found
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _tables(row: Row, name: str, place: str, path: str) -> list[tuple[str, list[Rating]]]:
+def _tables(row: Row, name: str, place: str, path: str) -> list[_Read]:
     """The table of a row, or those that it holds by name."""
     readers: dict[str, Callable[[list[list[Any]], str], list[Rating]]] = {
         "ratings": _of_ratings,
@@ -80,7 +98,9 @@ def _tables(row: Row, name: str, place: str, path: str) -> list[tuple[str, list[
     }
     for column, reader in readers.items():
         if column in row:
-            return [(name, reader(_lists(row[column], column, place), place))]
+            cells = _lists(row[column], column, place)
+            values = None if column == "ratings" else range(1, len(cells[0]) + 1)
+            return [_Read(name, reader(cells, place), values, column != "counts")]
     held = {key: one for key, one in row.items() if isinstance(one, Mapping) and readers.keys() & one.keys()}
     if not held:
         raise unknown_format(path, row, FORMATS)
@@ -99,7 +119,7 @@ def _of_ratings(table: list[list[Any]], place: str) -> list[Rating]:
         Rating(f"unit {unit}", f"annotator {annotator}", _as_value(value, place))
         for annotator, values in enumerate(table, 1)
         for unit, value in enumerate(values, 1)
-        if value is not None
+        if not absent(value)
     ]
 
 
@@ -132,16 +152,19 @@ def _count(value: Any, place: str) -> int:
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-def _scored(name: str, ratings: Sequence[Rating], draws: int) -> Scored:
+def _scored(read: _Read, draws: int) -> Scored:
+    name, ratings, values, annotators_known = read
+    if not ratings:
+        raise InputError(f"{name}: no rating in any row")
     how = Resampling(resamples=draws)
     annotators = list(dict.fromkeys(one.annotator for one in ratings))
     measures: dict[str, Measure] = {"raw": raw_agreement(ratings, how=how)}
     for level in _levels([one.value for one in ratings]):
         measures[f"alpha_{level}"] = krippendorff_alpha(ratings, level=level, how=how)
     measures["fleiss_kappa"] = fleiss_kappa(ratings, how=how)
-    if len(annotators) == 2:
+    if len(annotators) == 2 and annotators_known:
         measures["cohen_kappa"] = cohen_kappa(ratings, first=annotators[0], second=annotators[1], how=how)
-    measures["gwet_ac1"] = gwet_ac1(ratings, how=how)
+    measures["gwet_ac1"] = gwet_ac1(ratings, values=values, how=how)
     votes = Counter(one.unit for one in ratings)
     figures = {
         "num_units": counted(len(votes), len(votes)),

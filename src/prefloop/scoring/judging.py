@@ -11,8 +11,8 @@ import numpy as np
 
 from prefloop.formats import HH_ANSWER
 from prefloop.interfaces import InputError
-from prefloop.scoring.figures import Figure, Scored, counted, mean_figure
-from prefloop.scoring.reading import Row, has, need, rows_of, unknown_format
+from prefloop.scoring.figures import Figure, Scored, clustered_figure, counted, mean_figure
+from prefloop.scoring.reading import Row, absent, has, need, number, rows_of, unknown_format
 
 NAME = "judge"
 FORMATS = {
@@ -50,23 +50,30 @@ Figures = dict[str, Figure]
 
 
 def _label(value: Any, place: str, name: str) -> int:
-    if str(value) not in ("1", "2"):
+    if (side := _side(value)) is None:
         raise InputError(f"{place}: {name} is {value!r}, not 1 or 2")
-    return int(value)
+    return side
+
+
+def _side(value: Any) -> int | None:
+    """1 or 2, also as text or as the 1.0 of tables that lack some; None for everything else."""
+    return {"1": 1, "2": 2, "1.0": 1, "2.0": 2}.get(str(value).strip())
 
 
 def _verdicts(rows: Rows, draws: int) -> Figures:
     """Accuracy is the mean over both orders; a verdict that cannot be read is wrong in its order, and agrees with none."""
-    right, agree = [], []
+    right, agree, unreadable = [], [], 0
     for place, row in rows:
         label = _label(need(row, "label", place), place, "label")
-        both = [str(row.get(order) or "") for order in ("ab", "ba")]
-        right.append(sum(one == str(label) for one in both) / 2)
-        agree.append(float(both[0] == both[1] and both[0] in ("1", "2")))
+        both = [_side(row.get(order)) for order in ("ab", "ba")]
+        right.append(sum(one == label for one in both) / 2)
+        agree.append(float(both[0] == both[1] and both[0] is not None))
+        unreadable += both.count(None)
     return {
         "num_pairs": counted(len(rows), len(rows)),
         "accuracy": mean_figure(right, draws=draws, times=100),
         "position_agreement": mean_figure(agree, draws=draws, times=100),
+        "num_unreadable": counted(unreadable, 2 * len(rows)),
     }
 
 
@@ -80,14 +87,15 @@ def _pairs(rows: Rows, draws: int) -> Figures:
 
 
 def _rankings(rows: Rows, draws: int) -> Figures:
-    values = []
+    values, prompts = [], []
     for place, row in rows:
         ranked = row["ranked_responses"]
         if not isinstance(ranked, Sequence) or len(ranked) < 2:
             raise InputError(f"{place}: ranked_responses is not a list of at least two, best first")
         texts = [_text(one) for one in ranked]
         values += [longer(texts[a], texts[b]) for a in range(len(texts)) for b in range(a + 1, len(texts))]
-    return {"num_prompts": counted(len(rows), len(rows)), **_longest(values, draws)}
+        prompts += [place] * (len(values) - len(prompts))
+    return {"num_prompts": counted(len(rows), len(rows)), **_longest(values, draws, prompts)}
 
 
 def _text(value: Any) -> str:
@@ -105,10 +113,12 @@ def _transcripts(rows: Rows, draws: int) -> Figures:
     return {**_longest(values, draws), "num_unequal_prompts": counted(unequal, len(rows))}
 
 
-def _longest(values: Sequence[float], draws: int) -> Figures:
+def _longest(values: Sequence[float], draws: int, prompts: Sequence[str] | None = None) -> Figures:
+    """`prompts` of the pairs, where a prompt has several: they are drawn together."""
+    units = range(len(values)) if prompts is None else prompts
     return {
         "num_pairs": counted(len(values), len(values)),
-        "longest_answer_accuracy": mean_figure(values, draws=draws, times=100),
+        "longest_answer_accuracy": clustered_figure(np.array(values), units, draws=draws, times=100),
     }
 
 
@@ -119,10 +129,15 @@ def _best_of_n(rows: Rows, draws: int) -> Figures:
     }
     gaps = []
     for place, row in rows:
+        texts, preferences = row["responses"], row["preference_vs_reference"]
+        if not isinstance(texts, list) or not isinstance(preferences, list) or len(texts) != len(preferences):
+            raise InputError(
+                f"{place}: responses and preference_vs_reference are not two lists of one length"
+            )
         judged = [
-            (float(value), len(str(text)))
-            for text, value in zip(row["responses"], row["preference_vs_reference"], strict=True)
-            if value is not None
+            (number({"preference_vs_reference": value}, "preference_vs_reference", place), len(str(text)))
+            for text, value in zip(texts, preferences, strict=True)
+            if not absent(value)
         ]
         if not judged:
             raise InputError(f"{place}: no completion was judged")
