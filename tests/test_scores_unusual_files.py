@@ -392,3 +392,25 @@ def test_groups_that_do_not_fit_together_name_the_place(tmp_path, preferences):
     rows = [{"prompt": "p", "responses": ["a", "b"], "preference_vs_reference": preferences}]
     with pytest.raises(InputError, match="row 1: "):
         command("score", "judge", write(tmp_path / "groups.jsonl", rows))
+
+
+# --- truthful qa -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("logps", "told"),
+    [
+        ([["low", -1.0]], "row 1: mc1: log-likelihoods must be finite numbers"),
+        (["-1"], "row 1: mc1 needs 2 log-likelihoods"),
+        ([[-1.0, None]], "row 1: mc1: log-likelihoods must be finite numbers"),
+        ([[-1.0, -2.0]] * 2, "row 2: the question 'q' has been there before"),
+    ],
+)
+def test_log_likelihoods_that_cannot_be_name_the_place(tmp_path, logps, told):
+    targets = {"right": 1, "wrong": 0}
+    questions = write(
+        tmp_path / "q.jsonl", [{"question": "q", "mc1_targets": targets, "mc2_targets": targets}]
+    )
+    file = write(tmp_path / "l.jsonl", [{"question": "q", "mc1": one, "mc2": [-1.0, -2.0]} for one in logps])
+    with pytest.raises(InputError, match=told):
+        command("score", "truthful-qa", file, "--questions", questions)

@@ -130,8 +130,13 @@ def first_zero_split(labels: Sequence[int]) -> tuple[int, ...]:
 
 
 def _finite(logps: Sequence[float]) -> np.ndarray:
-    values = np.asarray(logps, dtype=np.float64)
-    if not len(values) or not np.isfinite(values).all():
+    try:
+        values = np.asarray(logps, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(
+            f"log-likelihoods must be finite numbers, one an answer, not {logps!r:.60}"
+        ) from None
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise InputError("log-likelihoods must be finite numbers, one an answer")
     return values
 
@@ -149,16 +154,19 @@ def score(path: str, *, questions: str | None = None, draws: int, models: Sequen
     if questions is None:
         raise InputError(f"{path}: name the file of questions with --questions")
     asked = {one.text: one for one in read_questions(questions)}
-    by_model: dict[str, list[tuple[Question, Row, str]]] = {}
+    by_model: dict[str, dict[str, tuple[Question, Row, str]]] = {}
     for place, row in rows_of(path):
         text = str(need(row, "question", place))
         if text not in asked:
             raise InputError(f"{place}: no question {text[:60]!r} in {questions}")
-        by_model.setdefault(str(row.get("model") or "model"), []).append((asked[text], row, place))
+        mine = by_model.setdefault(str(row.get("model") or "model"), {})
+        if text in mine:
+            raise InputError(f"{place}: the question {text[:60]!r} has been there before; keep one row")
+        mine[text] = asked[text], row, place
     if missing := set(models) - by_model.keys():
         raise InputError(f"{path}: no rows of {', '.join(sorted(missing))}")
     return [
-        _scored(model, rows, len(asked), draws)
+        _scored(model, list(rows.values()), len(asked), draws)
         for model, rows in by_model.items()
         if not models or model in models
     ]
@@ -174,7 +182,7 @@ def _scored(model: str, rows: Sequence[tuple[Question, Row, str]], number: int, 
             (OLD_MC2, "mc2", mc2, sorted_once),
         ):
             logps = row[column]
-            if not isinstance(logps, Sequence) or len(logps) != len(choices.labels):
+            if not isinstance(logps, Sequence) or isinstance(logps, str) or len(logps) != len(choices.labels):
                 raise InputError(
                     f"{place}: {name} needs {len(choices.labels)} log-likelihoods, one an answer"
                 )

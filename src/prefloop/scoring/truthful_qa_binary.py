@@ -74,5 +74,8 @@ def score(path: str, *, questions: str | None = None, draws: int, models: Sequen
             continue
         name = NAME if len(some) == len(asked) else f"{NAME}[questions={len(some)}/{len(asked)}]"
         figures = {"binary": mean_figure(list(some.values()), draws=draws, times=100)}
-        found.append(Scored(name, model, figures, len(some)))
+        scored = Scored(name, model, figures, len(some))
+        if len(some) < len(asked):
+            scored.notes.append(f"{len(asked) - len(some)} of {len(asked)} questions were not asked")
+        found.append(scored)
     return found
