@@ -414,3 +414,56 @@ def test_log_likelihoods_that_cannot_be_name_the_place(tmp_path, logps, told):
     file = write(tmp_path / "l.jsonl", [{"question": "q", "mc1": one, "mc2": [-1.0, -2.0]} for one in logps])
     with pytest.raises(InputError, match=told):
         command("score", "truthful-qa", file, "--questions", questions)
+
+
+# --- reward bench ----------------------------------------------------------------------------------------------------
+
+
+def test_the_mean_is_of_four_sections_and_prior_sets_count_half_beside_it(tmp_path):
+    accuracies = {
+        "alpacaeval-easy": 0.9,
+        "llmbar-natural": 0.5,
+        "donotanswer": 0.7,
+        "math-prm": 0.8,
+        "hep-go": 0.2,
+    }
+    rows = [{"subset": name, "section": "", "rows": 447 if name == "math-prm" else "", "accuracy": one}
+            for name, one in accuracies.items()]  # fmt: skip
+    rows += [{"subset": "shp", "section": "Prior Sets", "rows": 10, "accuracy": 0.6}]
+    (found,) = command("score", "reward-bench", table(tmp_path / "subsets.csv", rows))
+    # math-prm counts 984 for its 447 rows
+    reasoning = 100 * (984 * 0.8 + 164 * 0.2) / (984 + 164)
+    assert values(found)["Reasoning"] == pytest.approx(reasoning)
+    assert values(found)["mean"] == pytest.approx((90 + 50 + 70 + reasoning) / 4)
+    assert values(found)["mean_with_prior_sets"] == pytest.approx((90 + 50 + 70 + reasoning + 0.5 * 60) / 4.5)
+    assert found["notes"] == []
+
+
+def test_pairs_of_a_subset_that_is_not_the_benchmarks_go_where_the_file_says(tmp_path):
+    rows = [
+        {"subset": "mine", "section": "Taste", "score_chosen": 1, "score_rejected": one} for one in (0, 2)
+    ]
+    (found,) = command("score", "reward-bench", write(tmp_path / "pairs.jsonl", rows))
+    assert values(found)["Taste"] == 50
+    assert found["notes"][-1] == "the mean is not the benchmark's: it has Taste as well"
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (
+            [{"subset": "hep-go", "accuracy": 91.2, "rows": 164}],
+            "accuracy is 91.2; an accuracy is a share from 0 to 1",
+        ),
+        ([{"subset": "hep-go", "accuracy": 0.5}] * 2, "row 2: hep-go has been there before"),
+        ([{"hep-go": 0.5}, {"hep-go": 0.6}], "row 2: hep-go has been there before"),
+        ([{"subset": "hep-go", "accuracy": 0.5, "weight": -1}], "weight is -1; a subset cannot weigh less"),
+        (
+            [{"subset": "Ties", "id": "ref:1", "num_correct": 1, "scores": [1, 0]}] * 2,
+            "row 2: ref:1 has been there before",
+        ),
+    ],
+)
+def test_tables_that_would_be_scored_wrongly_are_refused(tmp_path, rows, told):
+    with pytest.raises(InputError, match=told):
+        command("score", "reward-bench", write(tmp_path / "rows.jsonl", rows))

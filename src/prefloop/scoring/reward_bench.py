@@ -9,7 +9,7 @@ from statistics import fmean
 
 from prefloop.interfaces import InputError
 from prefloop.scoring.figures import DRAWS, Figure, Scored, counted, mean_figure
-from prefloop.scoring.reading import Row, has, need, number, rows_of, unknown_format
+from prefloop.scoring.reading import Row, absent, has, need, number, rows_of, unknown_format
 
 NAME, NAME_2 = "reward_bench", "reward_bench_2"
 SECTIONS: Mapping[str, Mapping[str, int]] = {
@@ -30,11 +30,13 @@ SECTIONS: Mapping[str, Mapping[str, int]] = {
     },
 }  # fmt: skip
 """Sections of version 1, with the weight of each subset: its rows, except for math-prm, whose 447 count 984."""
+PRIOR_SETS, PRIOR_WEIGHT = "Prior Sets", 0.5
+"""The old board's fifth section, which counts half; the benchmark's mean is of the other four."""
 WEIGHTS: Mapping[str, int] = {subset: weight for one in SECTIONS.values() for subset, weight in one.items()}
 SECTIONS_2 = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
 """Of version 2."""
 FORMATS = {
-    "subsets": ("subset", "accuracy", "rows or weight"),
+    "subsets": ("subset", "accuracy", "rows or weight, which known subsets may lack"),
     "pairs": ("subset", "score_chosen", "score_rejected"),
     "several answers": ("subset", "id", "num_correct", "scores"),
     "results": ("the benchmark's subsets",),
@@ -44,6 +46,8 @@ OTHER_NAMES = {"scores_chosen": "score_chosen", "scores_rejected": "score_reject
 TIES = "ties"
 ACCURACY, GAP, MARGIN = 0.3, 0.2, 0.01
 """Weights of the Ties subset."""
+MOST = 1.01
+"""What Ties can reach."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class _Read:
 
     subsets: dict[str, tuple[float, float, str | None]] = field(default_factory=dict)
     """Accuracy, weight and section."""
+    given: dict[str, str] = field(default_factory=dict)
+    """The section that the file has for a subset of scored answers."""
     values: dict[str, list[float]] = field(default_factory=dict)
     """By subset, what each prompt counts."""
     ties: dict[tuple[str, str], Answers] = field(default_factory=dict)
@@ -103,7 +109,7 @@ def score(path: str, *, draws: int = DRAWS) -> list[Scored]:
         if version == NAME:
             weight, section = (
                 float(WEIGHTS[subset] if subset == "math-prm" else len(values)),
-                section_of(subset),
+                section_of(subset, found.given.get(subset)),
             )
         found.subsets[subset] = fmean(values), weight, section
     notes = _add_ties(found)
@@ -113,6 +119,8 @@ def score(path: str, *, draws: int = DRAWS) -> list[Scored]:
     present = {section for *_, section in found.subsets.values()}
     if lacking := [one for one in (SECTIONS if version == NAME else SECTIONS_2) if one not in present]:
         notes.append(f"the mean is not the benchmark's: nothing of {', '.join(lacking)}")
+    if further := sorted(map(str, present - {*SECTIONS, *SECTIONS_2, PRIOR_SETS})):
+        notes.append(f"the mean is not the benchmark's: it has {', '.join(further)} as well")
     subject = next(iter(found.models), Path(path).name.split(".")[0])
     scored = Scored(version, subject, sections(found.subsets), found.rows_in, notes=notes)
     prompts = [one for values in found.values.values() for one in values]
@@ -153,10 +161,12 @@ def _read(found: _Read, row: Row, place: str, path: str) -> None:
         for subset in results:
             known = subset in WEIGHTS
             weight = float(WEIGHTS[subset]) if known else 1.0
-            found.subsets[subset] = number(row, subset, place), weight, section_of(subset)
+            _add(found, subset, (_share(row, subset, place), weight, section_of(subset)), place)
             found.versions.add(NAME if known else NAME_2)
         return
     subset = str(need(row, "subset", place))
+    if isinstance(section := row.get("section"), str) and section:
+        found.given.setdefault(subset, section)
     if has(row, FORMATS["pairs"]):
         found.versions.add(NAME)
         pair = Answers((_score(row, "score_chosen", place),), (_score(row, "score_rejected", place),))
@@ -165,15 +175,46 @@ def _read(found: _Read, row: Row, place: str, path: str) -> None:
         found.versions.add(NAME_2)
         answers = answers_of(row, place)
         if subset.lower() == TIES:
-            found.ties[_tied(row, place)] = answers
+            if (tied := _tied(row, place)) in found.ties:
+                raise InputError(f"{place}: {':'.join(tied)} has been there before; keep one row")
+            found.ties[tied] = answers
         else:
             found.values.setdefault(subset, []).append(answers.best_is_right)
     elif "accuracy" in row:
         found.versions.add(NAME_2 if subset in SECTIONS_2 else NAME)
-        weight = number(row, "weight" if row.get("weight") not in (None, "") else "rows", place)
-        found.subsets[subset] = number(row, "accuracy", place), weight, section_of(subset, row.get("section"))
+        section = section_of(subset, row.get("section"))
+        _add(found, subset, (_share(row, "accuracy", place), _weight(row, subset, place), section), place)
     else:
         raise unknown_format(path, row, FORMATS)
+
+
+def _add(found: _Read, subset: str, one: tuple[float, float, str | None], place: str) -> None:
+    if subset in found.subsets:
+        raise InputError(
+            f"{place}: {subset} has been there before; make a file of each model, and keep one row"
+        )
+    found.subsets[subset] = one
+
+
+def _share(row: Row, name: str, place: str) -> float:
+    value = number(row, name, place)
+    if not 0 <= value <= (MOST if name == "Ties" or row.get("subset") == "Ties" else 1):
+        raise InputError(f"{place}: {name} is {value:g}; an accuracy is a share from 0 to 1, not percent")
+    return value
+
+
+def _weight(row: Row, subset: str, place: str) -> float:
+    """As the file says, else the benchmark's own where it is no row count, else rows."""
+    if not absent(row.get("weight")):
+        name = "weight"
+    elif subset in SECTIONS_2 or subset == "math-prm" or (subset in WEIGHTS and absent(row.get("rows"))):
+        return float(WEIGHTS.get(subset, 1))
+    else:
+        name = "rows"
+    value = number(row, name, place)
+    if value < 0:
+        raise InputError(f"{place}: {name} is {value:g}; a subset cannot weigh less than nothing")
+    return value
 
 
 def answers_of(row: Row, place: str) -> Answers:
@@ -249,7 +290,18 @@ def sections(subsets: Mapping[str, tuple[float, float, str | None]]) -> dict[str
         found[str(section)] = Figure(
             100 * sum(accuracy * weight for accuracy, weight in mine) / total if total else None, round(total)
         )
-    values = [one.value for one in found.values()]
-    whole = None if any(one is None for one in values) else sum(one for one in values if one is not None)
-    found["mean"] = Figure(None if whole is None else whole / len(values), len(values))
+    mine = {section: one.value for section, one in found.items() if section != PRIOR_SETS}
+    found["mean"] = Figure(_mean(list(mine.values()), [1.0] * len(mine)), len(mine))
+    if PRIOR_SETS in found:
+        values, weights = [*mine.values(), found[PRIOR_SETS].value], [*[1.0] * len(mine), PRIOR_WEIGHT]
+        found["mean_with_prior_sets"] = Figure(_mean(values, weights), len(values))
     return found
+
+
+def _mean(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    """None where there is nothing, or something undefined."""
+    if not values or None in values:
+        return None
+    return sum(one * weight for one, weight in zip(values, weights, strict=True) if one is not None) / sum(
+        weights
+    )
