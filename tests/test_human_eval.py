@@ -82,7 +82,7 @@ def test_canonical_solutions_pass_and_a_test_may_use_the_prompts_helpers(tmp_pat
 def test_samples_are_counted_by_problem_and_compared_with_stored_flags(tmp_path, way):
     problems = write(tmp_path / "problems.jsonl", [HELPED, OTHER])
     samples = [
-        {"task_id": "made/0", "completion": "    return math.floor(x)", "passed": True},
+        {"task_id": "made/0", "completion": "    return math.floor(x)", "passed": "True"},
         {"task_id": "made/0", "completion": "    return x", "passed": False},
         {"task_id": "made/0", "completion": "    return unknown", "passed": True},
         {"task_id": "made/1", "completion": "    import sys; sys.exit()"},
@@ -96,6 +96,7 @@ def test_samples_are_counted_by_problem_and_compared_with_stored_flags(tmp_path,
     assert figures["pass_at_1"]["value"] == pytest.approx(100 * (1 / 3 + 1 / 2) / 2)
     assert figures["pass_at_2"]["value"] == pytest.approx(100 * (2 / 3 + 1) / 2)
     assert "pass_at_3" not in figures, "made/1 has two samples"
+    assert found["notes"][-1] == "no pass@3: a problem has 2 samples only"
     assert figures["share_equal_to_stored"]["value"] == pytest.approx(2 / 3)
     assert found["rows"] == {"in": 5, "scored": 5, "dropped": {}}
     rows = [json.loads(line) for line in out.read_text().splitlines()]

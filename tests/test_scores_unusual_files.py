@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prefloop.interfaces import InputError
-from prefloop.scoring import alpaca_eval, gsm8k
+from prefloop.scoring import alpaca_eval, gsm8k, pass_fail
 from prefloop.scoring.games import Game, read_games
 from prefloop.scoring.tournament import play
 from scored import command, write
@@ -467,3 +467,30 @@ def test_pairs_of_a_subset_that_is_not_the_benchmarks_go_where_the_file_says(tmp
 def test_tables_that_would_be_scored_wrongly_are_refused(tmp_path, rows, told):
     with pytest.raises(InputError, match=told):
         command("score", "reward-bench", write(tmp_path / "rows.jsonl", rows))
+
+
+# --- results and outputs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answers", [None, "text", [1], ["text"]])
+def test_samples_that_are_no_lists_of_turns_name_the_place(tmp_path, answers):
+    file = write(tmp_path / "answers.jsonl", [{"key": "k", "answers": answers}])
+    with pytest.raises(InputError, match="row 1: answers is not a list of samples"):
+        command("score", "outputs", file)
+
+
+def test_a_table_without_subsets_is_told(tmp_path):
+    file = write(tmp_path / "results.jsonl", [{"subset": [], "score_chosen": [], "score_rejected": []}])
+    with pytest.raises(InputError, match="no subset in any row"):
+        command("score", "reward-bench", file)
+
+
+def test_a_stored_rating_that_is_no_number_differs_from_every_other(tmp_path):
+    *_, of_file = command("score", "mt-bench", write(tmp_path / "r.jsonl", [rating(81, 5, score=10**400)]))
+    assert values(of_file)["share_equal_to_stored"] == 0
+
+
+@pytest.mark.parametrize("flag", ["True", "true", 1.0, "1.0", True])
+def test_a_flag_is_one_however_a_table_writes_it(tmp_path, flag):
+    found = pass_fail.read_results(write(tmp_path / "m.jsonl", [{"task_id": 1, "passed": flag}]))
+    assert found["m"].values == {"1": [1.0]}

@@ -22,7 +22,8 @@ import numpy as np
 from prefloop.interfaces import InputError, Progress, Unavailable, no_progress
 from prefloop.sandbox.session import SECONDS, Fencing, Session, Stopped, Unfenced, why_unfenced
 from prefloop.scoring.figures import Figure, Scored, counted, mean_figure, text_of
-from prefloop.scoring.reading import Row, has, need, rows_of, unknown_format
+from prefloop.scoring.pass_fail import FLAGS
+from prefloop.scoring.reading import Row, absent, has, need, rows_of, unknown_format
 
 NAME = "human_eval"
 PLUS = "human_eval_plus"
@@ -180,6 +181,9 @@ def scored(
     reasons = Counter(one.reason for one in outcomes if not one.passed)
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     notes = [f"not passed: {told}"] if told else []
+    fewest = min(tried.values())
+    if ks is not KS and (beyond := [str(k) for k in ks if k > fewest]):
+        notes.append(f"no pass@{', pass@'.join(beyond)}: a problem has {fewest} samples only")
     return Scored(_name(known, seconds), subject, figures, len(outcomes), notes=notes)
 
 
@@ -237,9 +241,11 @@ def _samples(path: str, known: Mapping[str, Problem], problems: str) -> list[_Sa
 
 def _stored(row: Row, place: str) -> bool | None:
     stored = row.get("passed")
-    if stored not in (None, True, False):
+    if absent(stored):
+        return None
+    if (flag := FLAGS.get(str(stored).lower())) is None:
         raise InputError(f"{place}: passed is {stored!r}, not true or false")
-    return stored
+    return flag
 
 
 def run_sample(problem: Problem, completion: str, seconds: float, fencing: Fencing) -> Outcome:

@@ -112,7 +112,7 @@ def _same(row: Row, value: float | None) -> bool:
     stored = row["score"]
     try:
         read = MISSING if absent(stored) else float(stored)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return read == (MISSING if value is None else value)
 

@@ -81,7 +81,7 @@ def _outputs(row: Row, path: str, place: str) -> Iterator[Output]:
             policy = str(held.get("policy") or model)
             yield Output(policy, name, _text(held, "text", place), _cut(held), place)
     elif has(row, FORMATS["answers"]):
-        for answers in row["answers"]:
+        for answers in _samples(row["answers"], place):
             for turn, text in enumerate(answers, 1):
                 yield Output(model, f"{row['key']}, turn {turn}", str(text), row.get("truncated"), place)
     else:
@@ -92,6 +92,13 @@ def _outputs(row: Row, path: str, place: str) -> Iterator[Output]:
                 yield Output(model, str(need(row, prompt, place)), _text(row, text, place), _cut(row), place)
                 return
         raise unknown_format(path, row, FORMATS)
+
+
+def _samples(value: object, place: str) -> Sequence[Sequence[object]]:
+    """Lists of the answers to each turn, one list a sample."""
+    if not isinstance(value, list) or not all(isinstance(one, list) for one in value):
+        raise InputError(f"{place}: answers is not a list of samples, each a list of its turns")
+    return value
 
 
 def _text(row: Row, name: str, place: str) -> str:

@@ -9,7 +9,8 @@ from prefloop.scoring.reading import has, need, rows_of, unknown_format
 
 NAME = "human_eval"
 FORMATS = {"results": ("task_id", "passed")}
-FLAGS = {"true": True, "false": False, "1": True, "0": False}
+FLAGS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+"""Also as tables write them."""
 
 
 def read_results(path: str) -> Mapping[str, Solved]:

@@ -101,6 +101,8 @@ def score(path: str, *, draws: int = DRAWS) -> list[Scored]:
             _read(found, one, where, path)
     if len(found.models) > 1:
         raise InputError(f"{path}: scores of {', '.join(sorted(found.models))}; make a file of each")
+    if not found.versions:
+        raise InputError(f"{path}: no subset in any row")
     if len(found.versions) > 1:
         raise InputError(f"{path}: pairs of version 1 beside several answers of version 2; score them apart")
     version = next(iter(found.versions))
