@@ -230,7 +230,7 @@ def plain_loss(name: str, given: PolicyTokens) -> Tensor:
             kl = ((given.logps - given.reference_logps) ** 2 / 2).mean()
             return -(given.logps * given.advantages).mean() + critic + kl / 9
         case "trpo":
-            return -torch.cat([ratios[i] * advantages[i] for i in each]).mean()
+            return -torch.cat([ratios[i] * advantages[i] for i in each]).mean() + critic
         case "reinforce":
             return -sum((logps[i] * advantages[i]).sum() for i in each) / 3
         case "reinforce_plus_plus":
@@ -408,7 +408,7 @@ def test_a_controlled_kl_settles_at_its_target():
         ("cispo", {"ratio": "sequence"}, "clip: weight is for the ratios of tokens"),
         ("trpo", {"ptx_coef": 1.0}, "entropy_coef and ptx_coef are 0"),
         ("trpo", {"kl": "loss_k2", "kl_coef": 0.1}, "put the KL into the reward"),
-        ("trpo", {"value_coef": 1.0}, "value_coef = 1.0: nothing reads it"),
+        ("grpo", {"value_coef": 1.0}, "value_coef = 1.0: nothing reads it"),
         ("trpo", {"clip": "surrogate", "clip_low": 0.2, "clip_high": 0.2}, "bounds the step itself"),
     ],
 )

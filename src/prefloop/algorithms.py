@@ -53,7 +53,8 @@ class Algorithm:
     gae_lambda: float | None = None
     """Exponential weight of longer estimates of the advantage (arXiv:1506.02438)."""
     value_coef: float | None = None
-    """Weight of the critic's loss beside the policy's; None where it has steps of its own."""
+    """Weight of the critic's loss beside the policy's; a trust region bounds the policy's step alone, and the
+    optimiser takes the critic's."""
     value_clip: float | None = None
     """How far a value may move from that of the sampling policy's critic; None for no bound."""
     gamma: float = 1.0
@@ -64,7 +65,7 @@ class Algorithm:
     """Weight of the mean log-probability of pretraining tokens that is added to the objective."""
 
     def __post_init__(self) -> None:
-        for name, needed in _readers(self.baseline, self.clip, self.kl, self.update).items():
+        for name, needed in _readers(self.baseline, self.clip, self.kl).items():
             value = getattr(self, name)
             if value is not None and needed is None:
                 raise InputError(f"{name} = {value}: nothing reads it; {_columns(self)}")
@@ -77,12 +78,12 @@ class Algorithm:
 
 def vary(row: Algorithm, **changes: Any) -> Algorithm:
     """The row with other values; its own numbers that nothing reads any more are left out."""
-    columns = {name: changes.get(name, getattr(row, name)) for name in ("baseline", "clip", "kl", "update")}
+    columns = {name: changes.get(name, getattr(row, name)) for name in ("baseline", "clip", "kl")}
     unread = [name for name, needed in _readers(**columns).items() if needed is None]
     return replace(row, **(dict.fromkeys(unread) | changes))
 
 
-def _readers(baseline: Baseline, clip: Clip, kl: Kl, update: Update) -> dict[str, bool | None]:
+def _readers(baseline: Baseline, clip: Clip, kl: Kl) -> dict[str, bool | None]:
     """For each number that may be None: whether one is needed, or None where nothing would read it."""
     critic = True if baseline == "critic" else None
     return {
@@ -90,7 +91,7 @@ def _readers(baseline: Baseline, clip: Clip, kl: Kl, update: Update) -> dict[str
         "clip_high": None if clip == "none" else True,
         "kl_coef": None if kl == "none" else True,
         "gae_lambda": critic,
-        "value_coef": critic if update == "gradient" else None,
+        "value_coef": critic,
         "value_clip": False if critic else None,
     }
 
@@ -202,6 +203,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         update="trust_region",
         kl_coef=0.02,
         gae_lambda=0.97,
+        value_coef=1.0,
     ),
     "reinforce": REINFORCE,
     "reinforce_plus_plus": REINFORCE_PLUS_PLUS,

@@ -22,6 +22,7 @@ from prefloop.records import Message, Prompt, Refusal, Score, Text
 from prefloop.stages.reinforce import sampler
 from prefloop.train import online
 from prefloop.train.actor import ActorCritic
+from prefloop.train.loop import fit
 from prefloop.train.online import Around, Learning, RlJob, train_online
 from prefloop.train.rollouts import Rollouts
 
@@ -307,6 +308,20 @@ def test_a_trust_region_holds_and_a_step_that_gains_nothing_changes_nothing(tiny
     around.settle(torch.zeros(8))
     assert weights[0].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert weights[1].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["ppo", "trpo"])
+def test_the_critic_learns_whoever_takes_the_step_of_the_policy(tiny_model, tmp_path, name, monkeypatch):
+    modules = []
+
+    def kept(module, *given, **options):
+        modules.append(module)
+        return fit(module, *given, **options)
+
+    monkeypatch.setattr(online, "fit", kept)
+    options = {"prompts_per_step": 4, "num_completions": 2, "steps": 1, "warmup_ratio": 0.0}
+    train_online(job(tiny_model, tmp_path, algorithm=name, **options), no_progress)
+    assert float(modules[0].critic.model.score.weight.detach().norm()) > 0, "it began at zero"
 
 
 def test_the_rest_of_a_batch_is_left_out_when_the_policy_has_moved_too_far(tiny_model, tmp_path):

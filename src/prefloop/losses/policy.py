@@ -51,7 +51,7 @@ class TokenLosses(NamedTuple):
     kl: Tensor | None
     """KL to the reference, not weighted; None where it is not in the loss."""
     value: Tensor | None
-    """The critic's loss, not weighted; part of the total unless the critic has steps of its own."""
+    """The critic's loss, not weighted."""
     ratios: Tensor
     """Policy / sampling policy, as the row takes it."""
     clipped: Tensor
@@ -82,8 +82,7 @@ def token_losses(tokens: PolicyTokens, algorithm: Algorithm) -> TokenLosses:
     if algorithm.baseline == "critic":
         assert tokens.values is not None and tokens.old_values is not None and tokens.returns is not None
         value = value_losses(tokens.values, tokens.old_values, tokens.returns, clip=algorithm.value_clip)
-        if algorithm.value_coef is not None:
-            total = total + algorithm.value_coef * value
+        total = total + _number(algorithm.value_coef) * value
     if algorithm.entropy_coef:
         assert tokens.entropies is not None, "an entropy bonus comes with entropies"
         total = total - algorithm.entropy_coef * tokens.entropies
