@@ -10,6 +10,7 @@ from typing import get_args
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from prefloop.algorithms import ALGORITHMS, Algorithm
 from prefloop.config import AlgorithmSection, RlSection, RuntimeSection
@@ -244,6 +245,26 @@ def test_the_first_step_of_a_batch_is_taken_by_the_policy_that_sampled_it(tiny_m
     assert torch.isfinite(loss)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_a_policy_with_dropout_is_trained_without(tiny_model, tmp_path, kind):
+    tokenizer = load_codec(tiny_model).tokenizer
+    shapes = {
+        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256, "resid_pdrop": 0.3, "attn_pdrop": 0.3},
+        "opt": {
+            "hidden_size": 32, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "word_embed_proj_dim": 32,
+            "dropout": 0.3, "attention_dropout": 0.3,
+        },
+    }  # fmt: skip
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **shapes[kind], **ends)
+    save_model(AutoModelForCausalLM.from_config(config), tokenizer, tmp_path / "start", dtype="float32")
+    options = {"algorithm": "ppo", "steps": 1, "prompts_per_step": 2}
+    train_online(job(tmp_path / "start", tmp_path / "run", **options), no_progress)
+    row = metrics(tmp_path / "run")[0]
+    assert row["train/step_kl"] == pytest.approx(0, abs=1e-9)
+    assert row["train/ratio"] == pytest.approx(1, abs=1e-5)
+
+
 def test_what_is_read_is_what_was_sampled(tiny_model):
     there = learning(tiny_model, algorithm="grpo", minibatches=2)
     scored, _ = there.rollouts._scored(list(enumerate(answers(there.rollouts, PROMPTS[:3], 0))))
@@ -367,6 +388,10 @@ def test_the_config_knows_every_row_and_column_of_the_table():
             "mixed_groups_only: a single",
         ),
         ({"algorithm": "grpo", "num_prompts": 4}, "prompts_per_step = 8: there are 4 prompts"),
+        (
+            {"algorithm": "grpo", "lora": {"dropout": 0.1}},
+            "lora.dropout = 0.1: the policy that samples has none",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_told(options, told):

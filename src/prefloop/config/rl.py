@@ -243,6 +243,11 @@ class RlSection(OptimizerSection):
             raise ValueError("pretraining_rows: there is no text; name some in pretraining, or leave it out")
         if self.mixed_groups_only and self.num_completions < 2:
             raise ValueError("mixed_groups_only: a single completion is like itself; sample at least 2")
+        if self.lora is not None and self.lora.dropout:
+            raise ValueError(
+                f"lora.dropout = {self.lora.dropout:g}: the policy that samples has none, so that ratios would be noise; "
+                "leave it out"
+            )
         if self.overlong_margin is not None and self.overlong_margin > self.max_new_tokens:
             raise ValueError("overlong_margin: cannot be longer than max_new_tokens")
         return self

@@ -150,7 +150,19 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _trainable(model: Any, job: RlJob, task: str) -> Any:
+    without_dropout(model)
     return trainable(model, job.options, task=task, dtype=job.dtype, seed=job.seed, runtime=job.runtime)
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Has the model compute in training what it computes when it samples: dropout would be in every ratio."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        # layers that call the function keep the rate as a number of their own
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def _reference(job: RlJob, codec: Codec, policy: LogpsModule) -> LogpsModule | WithoutAdapters:
