@@ -232,6 +232,14 @@ def test_an_engine_with_other_weights_is_found_in_the_first_batch(tiny_model):
         learning(tiny_model, sampler=other, algorithm="grpo").rollouts.batch(0)
 
 
+@pytest.mark.parametrize("name", ["reinforce_plus_plus", "grpo", "dr_grpo", "reinforce"])
+def test_ratios_are_told_as_the_mean_of_a_token_whatever_the_loss_is_reduced_by(tiny_model, tmp_path, name):
+    train_online(job(tiny_model, tmp_path, algorithm=name, steps=1), no_progress)
+    row = metrics(tmp_path)[0]
+    assert 2 < row["rl/length"] < 4, "neither one token nor all that are allowed"
+    assert row["train/ratio"] == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_the_first_step_of_a_batch_is_taken_by_the_policy_that_sampled_it(tiny_model, minibatches):
     there = learning(tiny_model, algorithm="grpo", minibatches=minibatches)

@@ -247,16 +247,15 @@ class Learning:
         weights = token_weights(
             tokens.lengths, reduction=row.reduction, longest=self.options.max_new_tokens
         ).to(tokens.logps.device)
-        told = {
-            "policy_loss": losses.policy,
-            "ratio": losses.ratios,
-            "clipped": losses.clipped,
-            "step_kl": kl_k3(tokens.old_logps, tokens.logps),
-        }
-        told |= {name: one for name in ("kl", "value") if (one := getattr(losses, name)) is not None}
-        metrics = {name: (one.detach() * weights).sum() for name, one in told.items()}
-        moved = told["step_kl"].detach()
+        parts = {"policy_loss": losses.policy, "kl": losses.kl, "value": losses.value}
+        metrics = {name: (one.detach() * weights).sum() for name, one in parts.items() if one is not None}
+        moved = kl_k3(tokens.old_logps, tokens.logps).detach()
         self.rollouts.moved += [float(moved.sum()), float(len(moved))]
+        # means of a token, also where the loss adds up the tokens of a completion
+        reduction = "token" if row.reduction == "token" else "sequence"
+        even = token_weights(tokens.lengths, reduction=reduction, longest=1).to(moved.device)
+        told = {"ratio": losses.ratios, "clipped": losses.clipped, "step_kl": moved}
+        metrics |= {name: (one.detach() * even).sum() for name, one in told.items()}
         loss = (losses.total * weights).sum()
         texts = [text for one in samples for text in one.texts]
         if texts:
