@@ -139,6 +139,21 @@ def test_half_of_the_samples_of_xpo_are_the_references(tiny_model):
     assert len({one.id for one in group.completions}) == 4
 
 
+def test_figures_of_xpo_are_those_of_the_policys_own_samples(tiny_model):
+    there = comparing(tiny_model, algorithm="xpo", shift=0.05)
+    rollouts = there.rollouts
+    groups = rollouts._sampled(there.module.policy.model, rollouts.prompts_of(0), 0, version=0)
+    scored, _ = rollouts._scored(list(enumerate(groups)))
+    rollouts._samples(scored)
+    told = rollouts.figures()
+    own = [ids for one in scored for ids in one.tokens.completions[:2]]
+    assert len(own) == 16
+    kl = sum(sum(logratios(there, one)[:2]) for one in scored) / len(own)
+    assert told["rl/kl"] == pytest.approx(kl, abs=1e-3)
+    assert told["rl/score"] == pytest.approx(sum(map(liked, own)) / len(own))
+    assert told["rl/length"] == pytest.approx(sum(map(len, own)) / len(own))
+
+
 def test_win_rates_and_targets_of_self_play_by_hand():
     # σ(ln 3) = 3/4: the better wins (1/2 + 3/4) / 2, the worse (1/2 + 1/4) / 2
     rates = win_rates(torch.tensor([0.0, math.log(3)]))

@@ -476,6 +476,28 @@ def metrics_of_one_source(tiny_model, tmp_path) -> dict[str, float]:
     return metrics(tmp_path / "one")[0]
 
 
+def test_scores_are_told_of_groups_too_that_teach_nothing(tiny_model, tmp_path):
+    class LikesHalf(LikesLowIds):
+        """Likes all that is said to every second prompt, and one answer of four to the others."""
+
+        def score(self, groups):
+            for group in groups:
+                easy = PROMPTS.index(group.prompt) % 2
+                for place, one in enumerate(group.completions):
+                    yield Score(
+                        prompt_id=group.prompt.id,
+                        completion_id=one.id,
+                        value=float(easy or place == 0),
+                        annotator=self.name,
+                    )
+
+    options = {"algorithm": "dapo", "prompts_per_step": 16, "steps": 1, "mixed_groups_only": True}
+    stats = train_online(job(tiny_model, tmp_path, scorer=LikesHalf, **options), no_progress)
+    assert (stats["rows"]["all_alike"], stats["sources"]) == (8, {"": 8})
+    assert metrics(tmp_path)[0]["rl/score"] == pytest.approx((1 + 1 / 4) / 2)
+    assert stats["score_last"] == pytest.approx(5 / 8)
+
+
 def test_penalties_make_what_is_optimised(tiny_model):
     there = learning(
         tiny_model, algorithm="grpo", unfinished_penalty=2.0, length_penalty=0.25, score_clip=0.01

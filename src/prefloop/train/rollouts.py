@@ -102,6 +102,20 @@ class Scored:
     reference_logps: list[Tensor] | None
     values: list[Tensor] | None
 
+    def first(self, number: int) -> "Scored":
+        """The same with so many completions; gold scores that are not known of all are left out."""
+        completions = self.group.completions
+        return replace(
+            self,
+            group=self.group.model_copy(update={"completions": completions[:number]}),
+            tokens=replace(self.tokens, completions=self.tokens.completions[:number]),
+            scores=self.scores[:number],
+            violations=self.violations[:number],
+            gold=self.gold[:number] if len(self.gold) == len(completions) else (),
+            old_logps=self.old_logps[:number],
+            reference_logps=self.reference_logps[:number] if self.reference_logps is not None else None,
+        )
+
 
 @dataclass
 class Standing:
@@ -402,24 +416,23 @@ class Rollouts:
     def _samples(self, scored: Sequence[Scored]) -> list[Sample]:
         """The samples of a batch, which must be whole: what is whitened depends on all of it."""
         shaped = self._shaped(scored)
+        if self.row is not None and self.row.kl != "none":
+            self.row = vary(self.row, kl_coef=self.standing.kl_coef)
+        self._note(*self._policys_own(scored, shaped))
         if self.options.mixed_groups_only:
             mixed = shaping.mixed_groups(shaped, _group_of(scored)).tolist()
             if any(mixed):
                 self.standing.rows["all_alike"] += len(mixed) - sum(mixed)
                 shaped = shaped[torch.tensor(mixed)[_group_of(scored)]]
                 scored = [one for one, keep in zip(scored, mixed, strict=True) if keep]
+        self.standing.sources += Counter(one.group.prompt.source for one in scored)
+        if self.row is None:
+            return self._compared(scored, shaped)
         lengths, group_of = _lengths(scored), _group_of(scored)
         old = _flat([one.old_logps for one in scored])
         reference = _flat_if_known([one.reference_logps for one in scored])
         values = _flat_if_known([one.values for one in scored])
-        if self.row is None:
-            self._note(scored, shaped, shaping.token_rewards(shaped, lengths), lengths, old, reference)
-            return self._compared(scored, shaped)
-        self.row = vary(self.row, kl_coef=self.standing.kl_coef) if self.row.kl != "none" else self.row
-        rewards = shaping.token_rewards(shaped, lengths)
-        if self.row.kl == "reward_k1":
-            assert reference is not None and self.row.kl_coef is not None
-            rewards = rewards + shaping.kl_rewards(old, reference, kl_coef=self.row.kl_coef)
+        rewards = self._rewards(shaped, lengths, old, reference)
         found = advantages_of(
             self.row,
             rewards,
@@ -430,7 +443,6 @@ class Rollouts:
             bootstrap=torch.zeros(len(lengths)) if values is not None else None,
             earlier=self.standing.returns,
         )
-        self._note(scored, shaped, rewards, lengths, old, reference)
         self.standing.returns += Moments.of(completion_returns(rewards, lengths, gamma=self.row.gamma))
         sizes = [one.tokens.num_completion_tokens for one in scored]
         self.num_tokens = sum(sizes)
@@ -445,6 +457,21 @@ class Rollouts:
             Sample(one.group.prompt.id, one.tokens, advantages, *known)
             for one, advantages, known in zip(scored, found.advantages.split(sizes), others, strict=True)
         ]
+
+    def _rewards(self, shaped: Tensor, lengths: Tensor, old: Tensor, reference: Tensor | None) -> Tensor:
+        """Of tokens, [t]: the score at the last one, and what it costs to leave the reference where the reward says so."""
+        rewards = shaping.token_rewards(shaped, lengths)
+        if self.row is None or self.row.kl != "reward_k1":
+            return rewards
+        assert reference is not None and self.row.kl_coef is not None
+        return rewards + shaping.kl_rewards(old, reference, kl_coef=self.row.kl_coef)
+
+    def _policys_own(self, scored: Sequence[Scored], shaped: Tensor) -> tuple[Sequence[Scored], Tensor]:
+        """The batch and its shaped scores [C] without what was sampled from the reference."""
+        if not self.options.asks_reference:
+            return scored, shaped
+        number = self._sampling.num_completions
+        return [one.first(number) for one in scored], shaped.view(len(scored), -1)[:, :number].flatten()
 
     def _weights(self, scored: Sequence[Scored], old: Tensor) -> Tensor | None:
         """What each token counts, [t], where its sampler was another than the policy before this batch's first step."""
@@ -507,21 +534,17 @@ class Rollouts:
 
     def _constrained(self, scores: Tensor, scored: Sequence[Scored], options: ConstraintSection) -> Tensor:
         violations = torch.tensor([one for group in scored for one in group.violations])
-        price, mean = self.standing.price, float(violations.mean())
+        own = [one for group in scored for one in group.violations[: self._sampling.num_completions]]
+        price, mean = self.standing.price, sum(own) / len(own)
         self._figures |= {"rl/violation": mean, "rl/price": price}
         self.standing.price = shaping.next_multiplier(price, mean, limit=options.limit, rate=options.rate)
         return shaping.constrained(scores, violations, multiplier=price)
 
-    def _note(
-        self,
-        scored: Sequence[Scored],
-        shaped: Tensor,
-        rewards: Tensor,
-        lengths: Tensor,
-        old: Tensor,
-        reference: Tensor | None,
-    ) -> None:
-        """Figures of the batch; the weight of the KL for the next one."""
+    def _note(self, scored: Sequence[Scored], shaped: Tensor) -> None:
+        """Figures of all that the policy said, learned from or not; the weight of the KL for the next batch."""
+        lengths, old = _lengths(scored), _flat([one.old_logps for one in scored])
+        reference = _flat_if_known([one.reference_logps for one in scored])
+        rewards = self._rewards(shaped, lengths, old, reference)
         scores = [score for one in scored for score in one.scores]
         completions = [c for one in scored for c in one.group.completions]
         number = len(completions)
@@ -537,7 +560,6 @@ class Rollouts:
             **{f"rl/score/{name}": value / number for name, value in parts.items()},
             **(_by_source(scored) if self._several_sources else {}),
         }
-        self.standing.sources += Counter(one.group.prompt.source for one in scored)
         if gold := [value for one in scored for value in one.gold]:
             self._figures["rl/gold"] = sum(gold) / len(gold)
         self.standing.said.setdefault("score_first", self._figures["rl/score"])
