@@ -216,6 +216,16 @@ def test_rounding_of_equal_scores_is_not_blown_up():
     assert found.abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("name", ["reinforce_plus_plus_baseline", "rloo", "grpo", "dr_grpo"])
+@pytest.mark.parametrize("size", [3, 5, 6, 7])
+def test_a_batch_of_groups_that_score_alike_teaches_nothing(name, size):
+    scores = torch.tensor([0.1, 0.7, 1 / 3, 5.3, -2.9]).repeat_interleave(size)
+    group_of = torch.arange(5).repeat_interleave(size)
+    lengths = torch.ones(5 * size, dtype=torch.int64)
+    found = advantages_of(ALGORITHMS[name], scores, lengths, group_of)
+    assert found.advantages.tolist() == [0.0] * (5 * size)
+
+
 def test_leave_one_out_baselines_do_not_know_the_order_of_groups():
     shuffled = leave_one_out(tensor([5.0, 1.0, 5.0, 6.0, 2.0]), tensor([1, 0, 1, 0, 0]))
     assert_close(shuffled, tensor([0.0, -3.0, 0.0, 4.5, -1.5]))

@@ -46,6 +46,7 @@ def group_sizes(group_of: Tensor) -> Tensor:
 
 
 def group_means(values: Tensor, group_of: Tensor) -> Tensor:
-    """Mean of each group's values, [C] to [G]."""
+    """Mean of each group's values, [C] to [G]; that of equal values is exactly theirs, so that they lie at no distance."""
     sizes = group_sizes(group_of)
-    return values.new_zeros(len(sizes)).index_add(0, group_of, values) / sizes
+    sums = values.new_zeros(len(sizes), dtype=torch.float64).index_add(0, group_of, values.double())
+    return (sums / sizes).to(values.dtype)
