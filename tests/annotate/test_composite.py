@@ -106,6 +106,15 @@ def test_parts_are_standardised_on_the_reference_groups():
     assert row.parts["preference"] == 4.0  # what was measured, before scale and weight
 
 
+def test_a_part_that_is_always_the_same_is_not_blown_up_by_rounding():
+    """The mean of three times 0.1 is not 0.1 in binary, so that numpy's deviation is 1.4e-17 and not 0."""
+    same = {"a": 0.1, "b": 0.1, "c": 0.1}
+    scorer = composite({**same, "text": 0.3}, reference=[group(*same)], length_weight=0.0)
+    assert scorer.standardised_by["preference"] == pytest.approx((0.1, 1.0))
+    (row,) = scorer.score([group("text")])
+    assert row.value == pytest.approx(0.2)
+
+
 def test_a_refusal_of_one_part_is_a_refusal():
     rows = list(composite({"good": 1.0}).score([group("good", "unknown")]))
     assert [type(row) for row in rows] == [Score, Refusal]

@@ -11,6 +11,8 @@ from prefloop.records import Completion, Group, Prompt, Refusal, Score
 
 Parts = dict[str, float]
 CountTokens = Callable[[Prompt, Completion], int]
+ROUNDING = 1e-6
+"""Relative deviation of a part that is the same for all answers; models in float32 say no better."""
 
 
 class CompositeScorer:
@@ -97,7 +99,13 @@ class CompositeScorer:
                 "annotate.annotator.reference: every completion was refused, so there is no scale"
             )
         columns = {name: [parts[name] for parts in rows] for name in self._weights}
-        return {name: (float(np.mean(one)), float(np.std(one)) or 1.0) for name, one in columns.items()}
+        return {name: _moments(one) for name, one in columns.items()}
+
+
+def _moments(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and deviation; a part that only rounding tells apart has the deviation 1, so that it is not blown up."""
+    mean, deviation = float(np.mean(values)), float(np.std(values))
+    return mean, deviation if deviation > ROUNDING * max(1.0, abs(mean)) else 1.0
 
 
 def token_counter(*scorers: Scorer | None) -> CountTokens:
