@@ -396,6 +396,12 @@ def test_the_config_knows_every_row_and_column_of_the_table():
             "mixed_groups_only: a single",
         ),
         ({"algorithm": "grpo", "num_prompts": 4}, "prompts_per_step = 8: there are 4 prompts"),
+        ({"algorithm": "grpo", "max_step_kl": 0.1}, "max_step_kl: a batch is a single step"),
+        (
+            {"algorithm": {"name": "ppo", "kl_coef": 0.0}, "kl_target": 6.0},
+            "kl_target: the weight of the KL is multiplied",
+        ),
+        ({"algorithm": "dapo", "reference": "previous"}, "reference = previous: dapo stays near none"),
         (
             {"algorithm": "grpo", "lora": {"dropout": 0.1}},
             "lora.dropout = 0.1: the policy that samples has none",

@@ -241,6 +241,8 @@ class RlSection(OptimizerSection):
             raise ValueError("kl_gain: there is no target to follow; give kl_target, or leave it out")
         if self.pretraining is None and "pretraining_rows" in self.model_fields_set:
             raise ValueError("pretraining_rows: there is no text; name some in pretraining, or leave it out")
+        if self.reference == "previous" and not self.needs_reference:
+            raise ValueError(f"reference = previous: {self.algorithm.name} stays near none; leave it out")
         if self.mixed_groups_only and self.num_completions < 2:
             raise ValueError("mixed_groups_only: a single completion is like itself; sample at least 2")
         if self.lora is not None and self.lora.dropout:
@@ -270,6 +272,15 @@ class RlSection(OptimizerSection):
             raise ValueError("pretraining: goes with algorithm.ptx_coef, as in ppo_ptx; give both or none")
         if self.kl_target is not None and row.kl == "none":
             raise ValueError(f"kl_target: {self.algorithm.name} has no KL; set algorithm.kl, or leave it out")
+        if self.kl_target is not None and row.kl_coef == 0:
+            raise ValueError(
+                "kl_target: the weight of the KL is multiplied, so that 0 stays 0; set algorithm.kl_coef"
+            )
+        if self.max_step_kl is not None and row.update == "gradient" and self.steps_together == 1:
+            raise ValueError(
+                "max_step_kl: a batch is a single step, so that there is no rest of it to leave out; raise minibatches or "
+                "inner_epochs, or leave it out"
+            )
         if row.baseline != "critic" and "critic" in self.model_fields_set:
             raise ValueError(f"critic: {self.algorithm.name} has none; leave it out")
         if row.ratio == "none" and self.inner_epochs > 1:
