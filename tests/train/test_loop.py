@@ -453,6 +453,12 @@ def test_schedules_are_those_of_transformers(options, name, extra, steps, warmup
     assert rates(lambda one: make_schedule(one, section, steps=steps)) == pytest.approx(expected, abs=1e-15)
 
 
+def test_the_only_step_of_a_stage_is_taken_at_the_full_rate():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = make_schedule(optimizer, TrainingSection(warmup_ratio=0.03, schedule="constant"), steps=1)
+    assert schedule.get_last_lr() == [0.1]
+
+
 def test_small_learning_rates_keep_their_digits_in_the_log(tmp_path):
     train(tmp_path, steps=4, warmup_ratio=0.0, schedule="linear", learning_rate=5e-7)
     assert metrics(tmp_path)[1]["train/learning_rate"] == pytest.approx(3.75e-7, rel=1e-6)

@@ -49,8 +49,11 @@ def require_bitsandbytes(key: str) -> None:
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, options: OptimizerSection, *, steps: int) -> LRScheduler:
-    """The configured learning-rate schedule: a linear warm-up, then down to the end of the last step."""
-    warmup = math.ceil(options.warmup_ratio * steps)
+    """The configured learning-rate schedule: a linear warm-up from 0, then down to the end of the last step.
+
+    The last step is never one of the warm-up: a single one would change nothing.
+    """
+    warmup = min(math.ceil(options.warmup_ratio * steps), steps - 1)
 
     def share(step: int) -> float:
         if step < warmup:
