@@ -10,8 +10,8 @@ from typing import get_args
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
+from dropout import save_with_dropout
 from prefloop.algorithms import ALGORITHMS, Algorithm
 from prefloop.config import AlgorithmSection, RlSection, RuntimeSection
 from prefloop.config.rl import AlgorithmName
@@ -255,17 +255,7 @@ def test_the_first_step_of_a_batch_is_taken_by_the_policy_that_sampled_it(tiny_m
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_a_policy_with_dropout_is_trained_without(tiny_model, tmp_path, kind):
-    tokenizer = load_codec(tiny_model).tokenizer
-    shapes = {
-        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256, "resid_pdrop": 0.3, "attn_pdrop": 0.3},
-        "opt": {
-            "hidden_size": 32, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "word_embed_proj_dim": 32,
-            "dropout": 0.3, "attention_dropout": 0.3,
-        },
-    }  # fmt: skip
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **shapes[kind], **ends)
-    save_model(AutoModelForCausalLM.from_config(config), tokenizer, tmp_path / "start", dtype="float32")
+    save_with_dropout(kind, tiny_model, tmp_path / "start")
     options = {"algorithm": "ppo", "steps": 1, "prompts_per_step": 2}
     train_online(job(tmp_path / "start", tmp_path / "run", **options), no_progress)
     row = metrics(tmp_path / "run")[0]
@@ -403,6 +393,10 @@ def test_the_config_knows_every_row_and_column_of_the_table():
         ),
         ({"algorithm": "dapo", "reference": "previous"}, "reference = previous: dapo stays near none"),
         (
+            {"algorithm": "ppo", "score_scale": "rank", "num_completions": 1},
+            "score_scale = rank: a single completion has no rank",
+        ),
+        (
             {"algorithm": "grpo", "lora": {"dropout": 0.1}},
             "lora.dropout = 0.1: the policy that samples has none",
         ),
@@ -411,6 +405,20 @@ def test_the_config_knows_every_row_and_column_of_the_table():
 def test_what_does_not_fit_together_is_told(options, told):
     with pytest.raises(ValueError, match=re.escape(told)):
         RlSection(**{**OPTIONS, **options})
+
+
+def test_ranks_count_from_1_to_minus_1_within_a_prompt(tiny_model):
+    """(K + 1 - 2 position) / (K - 1); places 2 and 3 are shared. What is apart by much and by little is ranked alike."""
+    there = learning(tiny_model, algorithm="ppo", score_scale="rank", num_completions=4)
+    scored, _ = there.rollouts._scored(list(enumerate(answers(there.rollouts, PROMPTS[:2], 0))))
+    values = ((5.0, 2.0, 2.0, 1.0), (0.1, 0.3, 0.2, 99.0))
+    given = [
+        replace(
+            one, scores=tuple(s.model_copy(update={"value": v}) for s, v in zip(one.scores, row, strict=True))
+        )
+        for one, row in zip(scored, values, strict=True)
+    ]
+    assert there.rollouts._shaped(given).tolist() == pytest.approx([1, 0, 0, -1, -1, 1 / 3, -1 / 3, 1])
 
 
 def test_the_weight_of_the_kl_follows_its_target(tiny_model, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch.nn import functional
 
+from dropout import save_with_dropout
 from prefloop.config import PolicySection, RuntimeSection
 from prefloop.forward import LogpsModule, all_token_logps
 from prefloop.interfaces import InputError, no_progress
@@ -253,6 +254,13 @@ def test_a_reference_that_is_replaced_at_every_step_leaves_no_margin(tiny_model,
     """TR-DPO with a hard update after every step: policy and reference agree at each step's start, so the loss is log 2."""
     found = losses(tiny_model, tmp_path, reference_sync={"every_steps": 1, "weight": 1.0})
     assert found == pytest.approx([0.693147] * len(found), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_a_policy_with_dropout_begins_where_its_reference_is(tiny_model, tmp_path, kind):
+    start = save_with_dropout(kind, tiny_model, tmp_path / "start")
+    found = losses(start, tmp_path / "run", epochs=1)
+    assert found[0] == pytest.approx(0.693147, abs=1e-6), "-log sigmoid(0)"
 
 
 def test_a_soft_reference_moves_by_its_share(tiny_model):

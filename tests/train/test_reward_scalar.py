@@ -2,11 +2,13 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from dropout import save_with_dropout
 from prefloop.annotate.reward_model import load_scorer
 from prefloop.batches import TokenGroup
 from prefloop.config import (
@@ -354,6 +356,18 @@ def test_zero_can_be_put_at_demonstrations_or_at_held_out_completions(tiny_model
     )
     held_out = scores(tmp_path / "v" / "model", validation)
     assert sum(held_out) / len(held_out) == pytest.approx(0, abs=1e-5)
+
+
+def test_a_reward_model_is_trained_without_dropout(tiny_model, tmp_path):
+    """What the seed decides besides is the order of the prompts, and there is but one."""
+    trunk = save_with_dropout("gpt2", tiny_model, tmp_path / "trunk")
+    found = []
+    for seed in range(2):
+        one = job(trunk, tmp_path / str(seed), pairs=RANKED[:3], batch_size=1, epochs=3)
+        train_reward(replace(one, seed=seed), no_progress)
+        found.append(scores(tmp_path / str(seed) / "model", RANKED[:3]))
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+    assert max(map(abs, found[0])) > 1e-4, "it has learned"
 
 
 def test_a_reward_model_that_starts_from_another_forgets_its_scale(tiny_model, tmp_path):

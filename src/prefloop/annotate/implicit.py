@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from prefloop.annotate.reward_model import Texts
+from prefloop.annotate.reward_model import Texts, finite
 from prefloop.config import RuntimeSection
 from prefloop.forward import LogpsModule, all_sequence_logps
 from prefloop.modeling import load_codec, load_policy
@@ -34,7 +34,7 @@ class ImplicitScorer:
                 yield Score(
                     prompt_id=group.prompt.id,
                     completion_id=completion.id,
-                    value=after - before,
+                    value=finite(after - before, self.name, group.prompt),
                     annotator=self.name,
                     labels=0,
                 )

@@ -5,6 +5,7 @@ from itertools import islice
 
 from transformers import PreTrainedModel
 
+from prefloop.annotate.reward_model import finite
 from prefloop.batches import Codec
 from prefloop.config import PAIRWISE_TEMPLATE, PairwiseAnnotator, RuntimeSection
 from prefloop.forward import LogpsModule
@@ -56,7 +57,7 @@ class PairwiseComparer:
                 prompt_id=task.prompt.id,
                 a=task.a.id,
                 b=task.b.id,
-                p_a=over_both_orders(*shown),
+                p_a=over_both_orders(*(finite(one, self.name, task.prompt) for one in shown)),
                 annotator=self.name,
                 presented="both",
                 labels=LABELS_PER_TASK,

@@ -1,5 +1,6 @@
 """Scores from a reward model of any kind, through its own chat template."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class RewardModelScorer:
                 yield Score(
                     prompt_id=group.prompt.id,
                     completion_id=completion.id,
-                    value=value,
+                    value=finite(value, self.name, group.prompt),
                     annotator=self.name,
                     labels=self.labels,
                     parts=parts,
@@ -96,6 +97,16 @@ class Texts:
         """The prompt and its completions."""
         answers = tuple(self.answer(group.prompt, one) for one in group.completions)
         return TokenGroup(tuple(self.codec.prompt_ids(group.prompt.messages)), answers)
+
+
+def finite(value: float, name: str, prompt: Prompt) -> float:
+    """What a model says, if it is a number. Raises InputError."""
+    if not math.isfinite(value):
+        raise InputError(
+            f"{name} says {value} of an answer to prompt {prompt.id}, which is not a finite number; its weights may be "
+            "damaged, or its dtype too narrow for them"
+        )
+    return value
 
 
 # --- by kind ---------------------------------------------------------------------------------------------------------
@@ -199,7 +210,7 @@ class RuleModelScorer:
             yield Score(
                 prompt_id=prompt.id,
                 completion_id=completion.id,
-                value=over_rules(follows, self._reduction),
+                value=finite(over_rules(follows, self._reduction), self.name, prompt),
                 annotator=self.name,
                 labels=self._labels,
                 parts=dict(zip(self.rules, follows, strict=True)),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from prefloop.annotate.reward_model import finite
 from prefloop.batches import Codec, TokenGroup
 from prefloop.config import RuntimeSection, SelfEvaluation
 from prefloop.forward import LogpsModule, all_sequence_logps
@@ -58,7 +59,7 @@ class SelfEvaluationScorer:
                 yield Score(
                     prompt_id=prompt.id,
                     completion_id=completion.id,
-                    value=next(values),
+                    value=finite(next(values), self.name, prompt),
                     annotator=self.name,
                     labels=0,
                 )

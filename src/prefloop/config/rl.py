@@ -162,8 +162,9 @@ class RlSection(OptimizerSection):
     """The last tokens before `max_new_tokens` over which the score falls by up to 1 (DAPO, arXiv:2503.14476)."""
     score_clip: float | None = Field(default=None, gt=0)
     """Scores count no further from 0 than this, before penalties."""
-    score_scale: Literal["none", "running"] = "none"
-    """`running`: scores less the mean of all so far, over their standard deviation."""
+    score_scale: Literal["none", "running", "rank"] = "none"
+    """`running`: scores less the mean of all so far, over their standard deviation. `rank`: only the order among a prompt's
+    completions counts, from 1 for the best to -1 for the worst."""
     mixed_groups_only: bool = False
     """Leave out prompts whose completions all score alike: they teach nothing (DAPO's dynamic sampling; not filled up)."""
     kl_target: float | None = Field(default=None, gt=0)
@@ -245,6 +246,8 @@ class RlSection(OptimizerSection):
             raise ValueError(f"reference = previous: {self.algorithm.name} stays near none; leave it out")
         if self.mixed_groups_only and self.num_completions < 2:
             raise ValueError("mixed_groups_only: a single completion is like itself; sample at least 2")
+        if self.score_scale == "rank" and self.num_completions < 2:
+            raise ValueError("score_scale = rank: a single completion has no rank; sample at least 2")
         if self.lora is not None and self.lora.dropout:
             raise ValueError(
                 f"lora.dropout = {self.lora.dropout:g}: the policy that samples has none, so that ratios would be noise; "

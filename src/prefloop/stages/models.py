@@ -163,7 +163,7 @@ def train_policy(
     }
     external = {} if reference else {"reference": model_digest(x.policy.reference, None)}
     inputs = {"start": start, "reference": reference, "pairs": pairs}
-    return Stage("policy", 2, config, inputs, body, external=external, work=training_work(x.policy, steps))
+    return Stage("policy", 3, config, inputs, body, external=external, work=training_work(x.policy, steps))
 
 
 def _logps_folder(build: Build, reference: str, x: Experiment) -> Path:

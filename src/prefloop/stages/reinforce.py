@@ -118,7 +118,7 @@ def reinforce(
     sampled = options.prompts_per_step * options.num_completions
     return Stage(
         "policy",
-        3,
+        4,
         config,
         inputs,
         body,

@@ -141,7 +141,7 @@ def reward_model(x: Experiment, trunk: Artefact, pairs: Sequence[Artefact]) -> S
         config["rows"] = source_config(verdict_source)
     external |= digests(rows=verdict_source, demonstrations=demonstrations)
     inputs = {"trunk": trunk if x.reward.start == "sft" else None, "pairs": pairs}
-    return Stage("reward", 2, config, inputs, body, external=external, work=training_work(x.reward))
+    return Stage("reward", 3, config, inputs, body, external=external, work=training_work(x.reward))
 
 
 def rule_model(x: Experiment, trunk: Artefact) -> Stage:

@@ -47,6 +47,17 @@ def trainable(
     return trained
 
 
+def without_dropout(model: nn.Module) -> None:
+    """Has the model compute in training what it computes otherwise: dropout would be in every ratio and difference."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        # layers that call the function keep the rate as a number of their own
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
 def checkpoint_activations(model: Any) -> None:
     """Has each layer's activations computed again in the backward pass. Raises InputError for models that cannot."""
     # transformers renamed it; models of the hub may know one name only

@@ -33,7 +33,7 @@ from prefloop.modeling import (
 from prefloop.records import Prompt, Text
 from prefloop.store import RowFile
 from prefloop.train.actor import ActorCritic, Said
-from prefloop.train.adapters import WithoutAdapters, merged, trainable
+from prefloop.train.adapters import WithoutAdapters, merged, trainable, without_dropout
 from prefloop.train.comparing import Comparing
 from prefloop.train.loop import Metrics, Task, fit
 from prefloop.train.rollouts import GeneratorOf, Rollouts, Sample
@@ -152,17 +152,6 @@ def _rounded(value: float | None) -> float | None:
 def _trainable(model: Any, job: RlJob, task: str) -> Any:
     without_dropout(model)
     return trainable(model, job.options, task=task, dtype=job.dtype, seed=job.seed, runtime=job.runtime)
-
-
-def without_dropout(model: nn.Module) -> None:
-    """Has the model compute in training what it computes when it samples: dropout would be in every ratio."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        # layers that call the function keep the rate as a number of their own
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
 
 
 def _reference(job: RlJob, codec: Codec, policy: LogpsModule) -> LogpsModule | WithoutAdapters:

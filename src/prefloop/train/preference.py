@@ -21,7 +21,7 @@ from prefloop.launch import processes
 from prefloop.losses import PairLogps, ld_weights, nll, plackett_luce_loss, shaped_logratios, wpo_weights
 from prefloop.modeling import Dtype, load_codec, load_policy, save_model, settle
 from prefloop.records import PreferencePair
-from prefloop.train.adapters import merged, trainable
+from prefloop.train.adapters import merged, trainable, without_dropout
 from prefloop.train.groups import PairGroup, PairIndex, grouped, index_pairs, ranks, with_foreign
 from prefloop.train.loop import CHECKPOINTS, Metrics, Task, fit, planned_steps
 from prefloop.train.reference import with_reference
@@ -59,6 +59,7 @@ def train_policy(job: PolicyJob, progress: Progress) -> dict[str, Any]:
     training, validation = groups[: len(encoded)], groups[len(encoded) :]
     model = load_policy(job.start, job.runtime)
     module = LogpsModule(model, pad_id=codec.pad_id, runtime=job.runtime)
+    without_dropout(model)
     module.model = trainable(
         model, job.options, task="CAUSAL_LM", dtype=job.dtype, seed=job.seed, runtime=job.runtime
     )

@@ -520,6 +520,8 @@ class Rollouts:
         self.standing.scores += Moments.of(scores)
         if options.score_scale == "running":
             scores = shaping.normalised(scores, self.standing.scores)
+        elif options.score_scale == "rank":
+            scores = shaping.rank_scores(-scores, _group_of(scored))
         if options.score_clip is not None:
             scores = shaping.clipped(scores, limit=options.score_clip)
         if options.unfinished_penalty:

@@ -16,7 +16,7 @@ from prefloop.interfaces import Progress
 from prefloop.modeling import Dtype
 from prefloop.records import Demonstration, Group, PreferencePair
 from prefloop.statistics import Interval, clustered_interval, wins
-from prefloop.train.adapters import merged, trainable
+from prefloop.train.adapters import merged, trainable, without_dropout
 from prefloop.train.loop import Metrics, Task, fit, planned_steps
 from prefloop.train.throughput import training_cost
 from prefloop.verdicts import Rated, RuleVerdict, StepVerdicts
@@ -75,6 +75,7 @@ def fitted(
 ) -> dict[str, Any]:
     """Trains the model inside the module and leaves it there as plain weights; returns summary figures."""
     kind = "CAUSAL_LM" if isinstance(module, LogpsModule) else "SEQ_CLS"
+    without_dropout(module.model)
     module.model = trainable(
         module.model, job.options, task=kind, dtype=job.dtype, seed=job.seed, runtime=job.runtime
     )
