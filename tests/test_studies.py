@@ -131,6 +131,8 @@ def test_claims_are_decided_and_written_down_with_plots(finished):
     assert decided["nothing leads this far", "small"] == "not held"
     assert decided["nothing leads this far", "broken"] == "cannot be told", "no run of it ended well"
     assert len(decided) == 4
+    written = yaml.safe_dump(results(folder)["study"], sort_keys=False)
+    assert definition.parse(written, where="results.json").criteria[1].above == 1_000_000
     page = (folder / "w/studies/tiny/report.md").read_text()
     assert page.index("Claims, written before the runs") < page.index("## Figures")
     assert "| nothing leads this far | large |" in page

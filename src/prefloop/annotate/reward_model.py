@@ -99,10 +99,14 @@ class Texts:
         return TokenGroup(tuple(self.codec.prompt_ids(group.prompt.messages)), answers)
 
 
+class NotFinite(InputError):
+    """A model says no number of an answer."""
+
+
 def finite(value: float, name: str, prompt: Prompt) -> float:
-    """What a model says, if it is a number. Raises InputError."""
+    """What a model says, if it is a number. Raises NotFinite."""
     if not math.isfinite(value):
-        raise InputError(
+        raise NotFinite(
             f"{name} says {value} of an answer to prompt {prompt.id}, which is not a finite number; its weights may be "
             "damaged, or its dtype too narrow for them"
         )

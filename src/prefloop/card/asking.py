@@ -89,7 +89,7 @@ def _scores(
     folder: str, pairs: Sequence[PreferencePair], runtime: RuntimeSection, progress: Progress
 ) -> Values:
     """Scores of both sides; a completion that is in several pairs is scored once."""
-    from prefloop.annotate.reward_model import RewardModelScorer
+    from prefloop.annotate.reward_model import NotFinite, RewardModelScorer
     from prefloop.modeling import load_reward_model
 
     model, codec = load_reward_model(folder, runtime)
@@ -103,7 +103,7 @@ def _scores(
         try:
             for score in scorer.score(chunk):
                 scores[next(wanted)] = score.value
-        except ValidationError as error:  # a score record holds finite numbers only
+        except NotFinite as error:
             raise InputError(_not_finite(folder, pairs, next(wanted))) from error
     progress(len(groups), len(groups))
     return [(scores[one.chosen.id], scores[one.rejected.id]) for one in pairs]

@@ -107,7 +107,7 @@ def rows_of(result: Result) -> list[Row]:
 def as_dict(result: Result) -> dict[str, Any]:
     """The result as JSON values; a bound that is not finite is null."""
     values = {
-        "study": result.study.model_dump(mode="json"),
+        "study": result.study.model_dump(mode="json", exclude_unset=True),
         "version": prefloop.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seeds": list(result.seeds),
