@@ -3,6 +3,7 @@
 Knows nothing about sampling: it reads tokens and gives logits.
 """
 
+import inspect
 import os
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from prefloop.attention import Layout
 from prefloop.decoding import GroupCache
+from prefloop.forward import plain
 
 READ_ALL_BELOW = 0.75
 """A padded batch drops rows that have ended when less than this share of it still runs; until then it reads padding."""
@@ -130,6 +132,7 @@ class PaddedDecoder:
 
     def __init__(self, model: PreTrainedModel, num_copies: int, pad_id: int) -> None:
         self._model: Any = model
+        self._cache_name = _cache_name(model)
         self._copies = num_copies
         self._pad_id = pad_id
         self._rows = torch.empty(0, dtype=torch.long)
@@ -184,10 +187,15 @@ class PaddedDecoder:
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{self._cache_name: self._cache},
             )
             .logits[:, -1]
             .float()
         )
+
+
+def _cache_name(model: PreTrainedModel) -> str:
+    """What the model calls its keys and values: older ones, and transformers before 5.24, say past_key_values."""
+    return "cache" if "cache" in inspect.signature(plain(model).forward).parameters else "past_key_values"
