@@ -72,9 +72,8 @@ def test_a_single_prompt_decodes_as_well(kind, copies, runtime):
             torch.testing.assert_close(logits, plain(stock, text), rtol=0, atol=2e-5)
 
 
-@pytest.mark.filterwarnings(
-    "error::FutureWarning"
-)  # names of arguments that the next transformers will not know
+# of names of arguments that the next transformers will not know
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("kind", SHARING)
 @torch.no_grad()
