@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from prefloop.interfaces import InputError
+from prefloop.scoring.comparing import compare_files
 from prefloop.scoring.paired import sign_flip_p
 from scored import command, write
 
@@ -113,6 +114,18 @@ def test_battles_are_paired_by_question(tmp_path):
     assert figures["paired_question_mean"] == pytest.approx(100 * ((1 - 0.5) + 0) / 2)
     assert (figures["wins"], figures["ties"], figures["losses"]) == (1, 1, 0)
     assert found["benchmark"] == "arena_hard_v2.0[judge=j, baseline=base]"
+
+
+def test_battles_of_two_judges_are_not_compared(tmp_path):
+    rows = [
+        {"uid": "1", "category": "hard_prompt", "model": model, "judge": judge, "baseline": "base",
+         "games": [{"judgment": "[[A>B]]"}] * 2}
+        for model, judge in (("new", "strict"), ("old", "mild"))
+    ]  # fmt: skip
+    with pytest.raises(
+        InputError, match="new was judged by strict and old by mild; give battles of one judge"
+    ):
+        compare_files("arena-hard", "new", "old", [str(write(tmp_path / "j.jsonl", rows))], draws=2)
 
 
 def test_ratings_within_a_tenth_are_ties(tmp_path):

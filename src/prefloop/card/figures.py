@@ -1,12 +1,12 @@
 """The card's figures as SVG, in the classes and colours of the report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
 from prefloop.evaluate.card_types import Breakdown, Histogram, RewardCard
-from prefloop.report.charts import LARGE, Ridge, ridges, ticks
+from prefloop.report.charts import LARGE, Ridge, Scale, lettering, ridges, scale, segment, short, svg, ticks
 from prefloop.report.figures import Figure, Key
 from prefloop.report.numbers import fixed, percent
 from prefloop.statistics import Calibration, CalibrationBin, Interval
@@ -109,8 +109,6 @@ def _histogram_figure(histogram: Histogram) -> Figure:
 
 # --- charts ----------------------------------------------------------------------------------------------------------
 
-Scale = Callable[[float], float]
-
 
 def share_chart(rows: Sequence[ShareRow], *, x_label: str) -> Markup:
     """Shares as dots with whiskers, one row each, beside the line of chance; claims are hollow dots."""
@@ -119,16 +117,16 @@ def share_chart(rows: Sequence[ShareRow], *, x_label: str) -> Markup:
     left, right = LABEL, LARGE[0] - COUNT
     top = TOP + HEAD if any(row.interval for row in rows) else TOP
     bottom = top + ROW * len(rows)
-    x = _scale(min(*ends, x_ticks[0]), max(*ends, x_ticks[-1]), left, right)
-    parts = [_text(LARGE[0] - 4, TOP, "pairs", anchor="end")] if top > TOP else []
+    x = scale(min(*ends, x_ticks[0]), max(*ends, x_ticks[-1]), left, right)
+    parts = [lettering(LARGE[0] - 4, TOP, "pairs", anchor="end")] if top > TOP else []
     for value in x_ticks:
-        parts.append(_line("grid", x(value), top, x(value), bottom + 4))
-        parts.append(_text(x(value), bottom + 17, f"{fixed(100 * value, 0)}%", anchor="middle"))
-    parts.append(_line("rule", x(0.5), top, x(0.5), bottom))
+        parts.append(segment("grid", x(value), top, x(value), bottom + 4))
+        parts.append(lettering(x(value), bottom + 17, f"{fixed(100 * value, 0)}%", anchor="middle"))
+    parts.append(segment("rule", x(0.5), top, x(0.5), bottom))
     for place, row in enumerate(rows):
         parts += _share_marks(row, x, top + ROW * (place + 0.5))
-    parts.append(_text((left + right) / 2, bottom + BOTTOM - 6, x_label, anchor="middle", kind="label"))
-    return _svg(LARGE[0], bottom + BOTTOM, x_label, parts)
+    parts.append(lettering((left + right) / 2, bottom + BOTTOM - 6, x_label, anchor="middle", kind="label"))
+    return svg(LARGE[0], bottom + BOTTOM, x_label, parts)
 
 
 def _ends(row: ShareRow) -> list[float]:
@@ -138,11 +136,11 @@ def _ends(row: ShareRow) -> list[float]:
 
 def _share_marks(row: ShareRow, x: Scale, y: float) -> list[str]:
     note = f"{row.name}: {percent(row.value)}"
-    parts = [_text(LABEL - 10, y + 4, _short(row.name), anchor="end", kind="name")]
+    parts = [lettering(LABEL - 10, y + 4, short(row.name, NAME_LENGTH), anchor="end", kind="name")]
     if row.interval:
         note += f", interval {percent(row.interval['low'])} to {percent(row.interval['high'])}"
-        parts.append(_line(f"whisker {row.colour}", x(row.interval["low"]), y, x(row.interval["high"]), y))
-        parts.append(_text(LARGE[0] - 4, y + 4, f"{row.interval['n']:,}", anchor="end"))
+        parts.append(segment(f"whisker {row.colour}", x(row.interval["low"]), y, x(row.interval["high"]), y))
+        parts.append(lettering(LARGE[0] - 4, y + 4, f"{row.interval['n']:,}", anchor="end"))
     if row.stated is not None:
         note += f"; claimed {percent(row.stated)}"
         parts.append(_dot(x(row.stated), y, "plain", hollow=True))
@@ -158,27 +156,27 @@ def calibration_chart(bins: Sequence[CalibrationBin]) -> Markup:
     y_ticks = [
         one for one in ticks([0.5, 1.0, *(end for one in bins for end in _limits(one))]) if one <= 1 + 1e-9
     ]
-    x = _scale(0.5, 1.0, LEFT, width - RIGHT)
-    y = _scale(min(y_ticks[0], 0.5), 1.0, curve_bottom, TOP)
+    x = scale(0.5, 1.0, LEFT, width - RIGHT)
+    y = scale(min(y_ticks[0], 0.5), 1.0, curve_bottom, TOP)
     parts = []
     for value in y_ticks:
-        parts.append(_line("grid", LEFT, y(value), width - RIGHT, y(value)))
-        parts.append(_text(LEFT - 7, y(value) + 4, f"{fixed(100 * value, 0)}%", anchor="end"))
+        parts.append(segment("grid", LEFT, y(value), width - RIGHT, y(value)))
+        parts.append(lettering(LEFT - 7, y(value) + 4, f"{fixed(100 * value, 0)}%", anchor="end"))
     for value in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
-        parts.append(_line("axis", x(value), bottom, x(value), bottom + 4))
-        parts.append(_text(x(value), bottom + 17, f"{fixed(100 * value, 0)}%", anchor="middle"))
-    parts.append(_line("axis", LEFT, bottom, width - RIGHT, bottom))
-    parts.append(_line("rule", x(0.5), y(0.5), x(1.0), y(1.0)))
+        parts.append(segment("axis", x(value), bottom, x(value), bottom + 4))
+        parts.append(lettering(x(value), bottom + 17, f"{fixed(100 * value, 0)}%", anchor="middle"))
+    parts.append(segment("axis", LEFT, bottom, width - RIGHT, bottom))
+    parts.append(segment("rule", x(0.5), y(0.5), x(1.0), y(1.0)))
     parts += _bars(bins, x, bottom)
     corners = " ".join(f"{x(one.stated):.1f},{y(one.right['mean']):.1f}" for one in bins)
     parts.append(f'<polyline class="line {MODEL}" points="{corners}"/>')
     parts += [_calibration_marks(one, x, y) for one in bins]
     parts.append(
-        _text((LEFT + width - RIGHT) / 2, height - 6, "stated probability", anchor="middle", kind="label")
+        lettering((LEFT + width - RIGHT) / 2, height - 6, "stated probability", anchor="middle", kind="label")
     )
     turned = f"translate(11 {(TOP + curve_bottom) / 2:.1f}) rotate(-90)"
     parts.append(f'<text class="label" text-anchor="middle" transform="{turned}">share right</text>')
-    return _svg(width, height, "share right by stated probability", parts)
+    return svg(width, height, "share right by stated probability", parts)
 
 
 def _limits(one: CalibrationBin) -> tuple[float, float]:
@@ -200,36 +198,13 @@ def _calibration_marks(one: CalibrationBin, x: Scale, y: Scale) -> str:
         f"{percent(one.right['high'])}, {one.right['n']:,} pairs"
     )
     at = x(one.stated)
-    whisker = _line(f"whisker {MODEL}", at, y(one.right["low"]), at, y(one.right["high"]))
+    whisker = segment(f"whisker {MODEL}", at, y(one.right["low"]), at, y(one.right["high"]))
     return f"<g><title>{escape(note)}</title>{whisker}{_dot(at, y(one.right['mean']), MODEL)}</g>"
 
 
 # --- svg -------------------------------------------------------------------------------------------------------------
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Scale:
-    return lambda value: start + (value - low) / (high - low) * (end - start)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= NAME_LENGTH else text[: NAME_LENGTH - 1] + "…"
-
-
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
 def _dot(x: float, y: float, colour: str, *, hollow: bool = False) -> str:
     kind = f"marker {colour} hollow" if hollow else f"marker {colour}"
     return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{3.5 if hollow else 4.5}"/>'
-
-
-def _text(x: float, y: float, text: str, *, anchor: str = "start", kind: str = "tick") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _svg(width: float, height: float, description: str, parts: Sequence[str]) -> Markup:
-    label = escape(description)
-    return Markup(
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
-    )

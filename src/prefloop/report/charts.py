@@ -105,7 +105,8 @@ def line_chart(
 Scale = Callable[[float], float]
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Scale:
+def scale(low: float, high: float, start: float, end: float) -> Scale:
+    """From values between low and high to places between start and end."""
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
@@ -114,8 +115,8 @@ def _frame(xs: Sequence[float], ys: Sequence[float], size: tuple[float, float]) 
     last = max(xs) * 1.04 or 1.0
     x_ticks = [value for value in ticks([0.0, last]) if value <= last]
     y_ticks = ticks(ys)
-    x = _scale(0.0, last, LEFT, width - RIGHT)
-    y = _scale(y_ticks[0], y_ticks[-1], height - BOTTOM, TOP)
+    x = scale(0.0, last, LEFT, width - RIGHT)
+    y = scale(y_ticks[0], y_ticks[-1], height - BOTTOM, TOP)
     return Frame(width, height, x, y, tuple(x_ticks), tuple(y_ticks))
 
 
@@ -199,7 +200,7 @@ def ridges(rows: Sequence[Ridge], edges: Sequence[float], *, x_label: str) -> Ma
     """Histograms one above the other, each with its mean, on one axis and one vertical scale."""
     height, right = TOP + RIDGE_HEIGHT * len(rows) + BOTTOM, LARGE[0] - 46
     bottom = height - BOTTOM
-    x = _scale(edges[0], edges[-1], RIDGE_LABEL, right)
+    x = scale(edges[0], edges[-1], RIDGE_LABEL, right)
     x_ticks = [value for value in ticks([edges[0], edges[-1]]) if edges[0] <= value <= edges[-1]]
     parts = []
     for value, text in zip(x_ticks, _tick_texts(x_ticks), strict=True):
@@ -239,7 +240,7 @@ def dots(rows: Sequence[DotRow], *, x_label: str, ends: Sequence[float] = ()) ->
     height, right = TOP + DOT_HEIGHT * len(rows) + BOTTOM, LARGE[0] - 20
     bottom = height - BOTTOM
     x_ticks = ticks([*ends, *(value for row in rows for _, value, _ in row.dots)])
-    x = _scale(x_ticks[0], x_ticks[-1], DOT_LABEL, right)
+    x = scale(x_ticks[0], x_ticks[-1], DOT_LABEL, right)
     parts = []
     for value, text in zip(x_ticks, _tick_texts(x_ticks), strict=True):
         parts.append(segment("grid", x(value), TOP, x(value), bottom + 4))

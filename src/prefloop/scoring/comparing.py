@@ -91,6 +91,11 @@ def _compare_arena_hard(ours: str, theirs: str, files: Sequence[str], draws: int
                 f"{ours} was judged against {one.baseline} and {theirs} against {other.baseline}: the difference is not "
                 "theirs alone; give battles against the same baseline"
             )
+        if one.judges != other.judges:
+            raise InputError(
+                f"{ours} was judged by {', '.join(sorted(one.judges))} and {theirs} by {', '.join(sorted(other.judges))}; "
+                "give battles of one judge"
+            )
     against = sorted({one.baseline for one in (*a, *b)})
     judges = sorted(set().union(*(one.judges for one in (*a, *b))))
     bare = arena_hard.NAME if categories == [None] else arena_hard.NAME_V2

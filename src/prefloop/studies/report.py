@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ class Result:
     def decisions(self) -> list[Decision]:
         """What became of the claims."""
         return decisions_of(self.study, self.found)
+
+    @cached_property
+    def label_costs(self) -> list[LabelCost]:
+        """What it takes the arms to come as far as the baseline."""
+        return label_costs(self.study, self.arms, self.found)
 
 
 @dataclass(frozen=True)
@@ -133,9 +139,7 @@ def as_dict(result: Result) -> dict[str, Any]:
             }
             for one in rows_of(result)
         ],
-        "label_costs": [
-            dataclasses.asdict(one) for one in label_costs(result.study, result.arms, result.found)
-        ],
+        "label_costs": [dataclasses.asdict(one) for one in result.label_costs],
         "runs": [dataclasses.asdict(one) for one in result.found],
         "failed": [dataclasses.asdict(one) for one in result.failed],
     }
@@ -173,14 +177,14 @@ def page(result: Result, images: Sequence[str]) -> str:
             f"**{measure}** ({_described(how)})",
             _table(["", "mean", *beside, "seeds"], (_row_cells(one, bool(beside)) for one in of_measure)),
         ]
-    if costs := label_costs(study, result.arms, result.found):
+    if result.label_costs:
         parts += [
             f"## Labels to come as far as {study.baseline}",
             f"When an arm's mean over seeds first reaches the last one of {study.baseline}, and the ratio to when that "
             f"does so itself; intervals ({study.confidence:.0%}) draw seeds, and are too narrow where those are few.",
             _table(
                 ["figure", "", "level", "labels", study.baseline or "", "ratio", "seeds"],
-                (_cost_cells(one) for one in costs),
+                (_cost_cells(one) for one in result.label_costs),
             ),
         ]
     parts += [f"![{name.removesuffix('.png')}]({name})" for name in images]
